@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testutil
+
+import (
+	"net"
+	"testing"
+	"time"
+)
+
+// pollInterval is how often Eventually tries.
+const pollInterval = 20 * time.Millisecond
+
+// Eventually calls check until it returns nil. After timeout it fails the test with check's last error.
+func Eventually(t testing.TB, timeout time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %v", timeout, err)
+		}
+		time.Sleep(pollInterval)
+	}
+}
+
+// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago, for programs that cannot be told port 0.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("free port: %v", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
