@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// StatsHandler serves the metrics at /metrics and /stats/prometheus.
+func StatsHandler(m *Metrics) http.Handler {
+	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	polled := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.poll()
+		scrape.ServeHTTP(w, r)
+	})
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", polled)
+	mux.Handle("GET /stats/prometheus", polled)
+	return mux
+}
+
+// ReadyHandler serves r at /healthz/ready.
+func ReadyHandler(r *Readiness) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /healthz/ready", r)
+	return mux
+}
+
+// Admin is what the admin page shows and does. It has no authentication: bind it to loopback only.
+type Admin struct {
+	// Dump returns what /config_dump prints as JSON.
+	Dump   func() any
+	Levels *Levels
+	// Quit begins a graceful shutdown and returns at once.
+	Quit func()
+}
+
+const adminIndex = `<!DOCTYPE html><title>ztunnel</title><h1>ztunnel</h1><ul>
+<li><a href="/config_dump">config_dump</a>: what ztunnel knows, as JSON
+<li>logging: POST, ?level=debug or ?level=access=debug,xds=warn or ?reset; without a query lists levels
+<li>quitquitquit: POST, drain and exit
+<li><a href="/debug/pprof/">debug/pprof</a>
+</ul>
+`
+
+// Handler returns the admin page.
+func (a *Admin) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprint(w, adminIndex)
+	})
+	mux.HandleFunc("GET /config_dump", a.dump)
+	mux.HandleFunc("POST /logging", a.logging)
+	mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "shutdown now")
+		a.Quit()
+	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func (a *Admin) dump(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	out := json.NewEncoder(w)
+	out.SetIndent("", "  ")
+	if err := out.Encode(a.Dump()); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+func (a *Admin) logging(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	if query.Has("reset") {
+		a.Levels.Reset()
+	}
+	if level := query.Get("level"); level != "" {
+		if err := a.Levels.Update(level); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+	}
+	fmt.Fprintf(w, "current log level is %s\n", a.Levels)
+}
+
+// Serve answers on l until ctx ends, then returns nil. It closes l.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Flags is why a connection failed, in the reference's words.
+type Flags string
+
+// The values of the label response_flags.
+const (
+	FlagNone          Flags = "-"
+	FlagDeny          Flags = "DENY"
+	FlagConnect       Flags = "CONNECT"
+	FlagTLS           Flags = "TLS_FAILURE"
+	FlagH2            Flags = "H2_HANDSHAKE_FAILURE"
+	FlagNetworkPolicy Flags = "NETWORK_POLICY"
+	FlagIdentity      Flags = "IDENTITY_ERROR"
+)
+
+// Series are the counters of all connections with the same labels: 27 labels are looked up once, not per event.
+type Series struct {
+	metrics                        *Metrics
+	labels                         Labels
+	opened, closed, sent, received prometheus.Counter
+}
+
+// Series returns the counters for labels.
+func (m *Metrics) Series(labels Labels) *Series {
+	m.mu.RLock()
+	s, ok := m.series[labels]
+	m.mu.RUnlock()
+	if ok {
+		return s
+	}
+	values := labels.values(string(FlagNone))
+	s = &Series{
+		metrics: m, labels: labels,
+		opened: m.opened.WithLabelValues(values...), closed: m.closed.WithLabelValues(values...),
+		sent: m.sent.WithLabelValues(values...), received: m.received.WithLabelValues(values...),
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.series[labels] = s
+	return s
+}
+
+// Open counts a new connection. The caller ends it with [Conn.Close].
+func (s *Series) Open() *Conn {
+	s.opened.Inc()
+	return &Conn{series: s}
+}
+
+// Conn counts one connection. Safe for concurrent use.
+type Conn struct {
+	series *Series
+
+	mu             sync.Mutex
+	closed         bool
+	sent, received uint64
+}
+
+// Progress sets the bytes so far: received from the initiator, sent back to it. A smaller number than before is ignored:
+// bytes counted while they flowed stay counted.
+func (c *Conn) Progress(received, sent uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.progressLocked(received, sent)
+	}
+}
+
+func (c *Conn) progressLocked(received, sent uint64) {
+	if received > c.received {
+		c.series.received.Add(float64(received - c.received))
+		c.received = received
+	}
+	if sent > c.sent {
+		c.series.sent.Add(float64(sent - c.sent))
+		c.sent = sent
+	}
+}
+
+// Close counts the end with the final byte counts, and as failed too unless flags is FlagNone. Later calls do nothing.
+func (c *Conn) Close(received, sent uint64, flags Flags) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.progressLocked(received, sent)
+	c.closed = true
+	c.series.closed.Inc()
+	if flags != FlagNone {
+		s := c.series
+		s.metrics.failed.WithLabelValues(s.labels.values(string(flags))...).Inc()
+	}
+}
