@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ztunnels is the agent's end of ZDS: it tells every ztunnel of the node which pods to serve.
+package ztunnels
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+	"github.com/sluice-mesh/sluice/internal/zds"
+)
+
+var (
+	// ErrNone reports that no ztunnel is connected. The pod may be added again later.
+	ErrNone = errors.New("no ztunnel connected on this node")
+	// ErrRefused reports that ztunnel answered, and answered no.
+	ErrRefused = errors.New("ztunnel refused the pod")
+)
+
+// DefaultTimeout bounds each request, its answer included, and the wait for a hello.
+const DefaultTimeout = 5 * time.Second
+
+// Pod is what a ztunnel has to know of a pod.
+type Pod struct {
+	UID            string
+	Namespace      string
+	Name           string
+	ServiceAccount string
+	// Netns stays the caller's. It must be open until Remove has returned.
+	Netns *netns.NS
+}
+
+// Config of a Server. Zero values are usable but for Path.
+type Config struct {
+	// Path of the socket; a stale one is replaced.
+	Path string
+	// Timeout of one request and its answer; zero means DefaultTimeout.
+	Timeout time.Duration
+	// Changed is called, outside any lock, after a ztunnel came or went. It must not block.
+	Changed func()
+	Logger  *slog.Logger
+}
+
+// Server accepts ztunnels and keeps them informed.
+//
+// Every ztunnel first gets a snapshot of all pods. After that the newest gets each new pod and all get each removal.
+// Each has at most one request outstanding; one that is late, silent or talks unasked is dropped, because from then on
+// its answers could not be told apart. All methods are safe for concurrent use.
+type Server struct {
+	cfg Config
+	ln  *zds.Listener
+	log *slog.Logger
+	wg  sync.WaitGroup
+
+	// mu guards the fields below and every session's queue. Nothing is sent while it is held.
+	mu       sync.Mutex
+	closed   bool
+	pods     map[string]Pod
+	conns    map[*zds.Conn]struct{} // all, also those that have not said hello
+	sessions []*session             // oldest first
+	lastID   uint64
+	emptied  time.Time // since when sessions is empty
+}
+
+// Listen opens the socket. No ztunnel is accepted before Serve, so that the first snapshot can be complete.
+func Listen(cfg Config) (*Server, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	ln, err := zds.Listen(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, ln: ln, log: cfg.Logger, pods: map[string]Pod{},
+		conns: map[*zds.Conn]struct{}{}, emptied: time.Now()}, nil
+}
+
+// Serve accepts ztunnels until ctx ends, then hangs up on all of them and waits for their goroutines.
+// What they serve they go on serving.
+func (s *Server) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.hangUp)
+	defer s.wg.Wait()
+	defer stop()
+	for {
+		c, err := s.ln.Accept()
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			s.hangUp()
+			return err
+		}
+		s.mu.Lock()
+		s.conns[c] = struct{}{}
+		s.mu.Unlock()
+		s.wg.Add(1)
+		go s.serveConn(c)
+	}
+}
+
+// Close ends Serve and every connection.
+func (s *Server) Close() { s.hangUp() }
+
+func (s *Server) hangUp() {
+	s.mu.Lock()
+	s.closed = true
+	defer s.mu.Unlock()
+	_ = s.ln.Close()
+	for _, z := range s.sessions {
+		z.drop(net.ErrClosed)
+	}
+	for c := range s.conns {
+		_ = c.Close()
+	}
+}
+
+// Connected is how many ztunnels have said hello and are still there.
+func (s *Server) Connected() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)
+}
+
+// Down is for how long no ztunnel has been connected; zero while one is.
+func (s *Server) Down() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) > 0 {
+		return 0
+	}
+	return time.Since(s.emptied)
+}
+
+// Put records p for coming snapshots without asking anyone: for pods that a ztunnel of before a restart still serves.
+func (s *Server) Put(p Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods[p.UID] = p
+}
+
+// Add has the newest ztunnel serve p and returns when it does.
+//
+// If that ztunnel goes away the one before it is asked. On error no ztunnel is left with p. Errors: wrapping [ErrNone],
+// [ErrRefused] with ztunnel's reason, or ctx's.
+func (s *Server) Add(ctx context.Context, p Pod) error {
+	for {
+		u, z := s.queueAdd(p)
+		if u == nil {
+			return fmt.Errorf("add pod to ztunnel: %w", ErrNone)
+		}
+		err := u.wait(ctx, z)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errDropped) && ctx.Err() == nil {
+			continue
+		}
+		s.takeBack(p.UID)
+		return fmt.Errorf("add pod to ztunnel: %w", err)
+	}
+}
+
+// queueAdd returns nil if nobody is connected; p is then not recorded.
+func (s *Server) queueAdd(p Pod) (*update, *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) == 0 {
+		delete(s.pods, p.UID)
+		return nil, nil
+	}
+	s.pods[p.UID] = p
+	z := s.sessions[len(s.sessions)-1]
+	return z.enqueueLocked(addUpdate(p.UID)), z
+}
+
+// Remove takes the pod from every ztunnel and waits until each has answered, gone away, or ctx ends.
+// Removing an unknown pod, or removing with nobody connected, succeeds.
+func (s *Server) Remove(ctx context.Context, uid string) error {
+	var errs []error
+	for z, u := range s.takeBack(uid) {
+		if err := u.wait(ctx, z); err != nil && !errors.Is(err, errDropped) {
+			errs = append(errs, fmt.Errorf("remove pod from ztunnel %d: %w", z.id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) takeBack(uid string) map[*session]*update {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pods, uid)
+	sent := make(map[*session]*update, len(s.sessions))
+	for _, z := range s.sessions {
+		sent[z] = z.enqueueLocked(delUpdate(uid))
+	}
+	return sent
+}
+
+// join registers z as the newest and returns the uids its snapshot must have: whatever changes later is in z's queue.
+func (s *Server) join(z *session) ([]string, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, false
+	}
+	s.sessions = append(s.sessions, z)
+	uids := make([]string, 0, len(s.pods))
+	for uid := range s.pods {
+		uids = append(uids, uid)
+	}
+	sort.Strings(uids)
+	return uids, true
+}
+
+func (s *Server) leave(z *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.sessions, z); i >= 0 {
+		s.sessions = slices.Delete(s.sessions, i, i+1)
+		if len(s.sessions) == 0 {
+			s.emptied = time.Now()
+		}
+	}
+	for _, u := range z.queue {
+		u.done <- errDropped
+	}
+	z.queue, z.gone = nil, true
+}
