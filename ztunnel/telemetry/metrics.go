@@ -80,7 +80,9 @@ func (m *Metrics) gauge(name, help string) prometheus.Gauge {
 }
 
 // Verdict counts one decision about a connection.
-func (m *Metrics) Verdict(direction, verdict string) { m.verdicts.WithLabelValues(direction, verdict).Inc() }
+func (m *Metrics) Verdict(direction, verdict string) {
+	m.verdicts.WithLabelValues(direction, verdict).Inc()
+}
 
 // SocketOpened and SocketClosed follow the connections that were accepted.
 func (m *Metrics) SocketOpened(r Reporter) { m.sockets.WithLabelValues(string(r)).Inc() }

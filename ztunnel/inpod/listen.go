@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inpod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Ports of the listeners, ambient section 1.1.
+const (
+	PortOutbound = 15001
+	PortInbound  = 15006
+	PortHBONE    = 15008
+)
+
+// Mark is the mark by which the rules of a foreign agent know ztunnel's sockets.
+const Mark = 0x539
+
+// backlog of a listener; the kernel caps it at net.core.somaxconn.
+const backlog = 4096
+
+// SetMark prepares a socket for pods redirected by a foreign agent.
+func SetMark(fd int) error {
+	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, Mark))
+}
+
+// ListenInPod creates the listeners inside the pod on their well-known ports, as the rules of a foreign agent expect,
+// with SO_REUSEPORT so that a second ztunnel can take over. Pods without IPv6 get IPv4 sockets.
+func ListenInPod(ctx context.Context, p *Pod) (*Listeners, error) {
+	var l Listeners
+	roles := []struct {
+		port uint16
+		set  *[]*net.TCPListener
+	}{{PortOutbound, &l.Outbound}, {PortInbound, &l.Inbound}, {PortHBONE, &l.HBONE}}
+	for _, role := range roles {
+		ln, err := p.listen(ctx, role.port)
+		if err != nil {
+			l.Close()
+			return nil, fmt.Errorf("listen on port %d: %w", role.port, err)
+		}
+		*role.set = []*net.TCPListener{ln}
+	}
+	return &l, nil
+}
+
+// listen binds the wildcard address of both families, or of IPv4 where there is no IPv6.
+func (p *Pod) listen(ctx context.Context, port uint16) (*net.TCPListener, error) {
+	ln, err := p.listenOn(ctx, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return p.listenOn(ctx, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+	}
+	return ln, err
+}
+
+func (p *Pod) listenOn(ctx context.Context, at netip.AddrPort) (*net.TCPListener, error) {
+	fd, err := p.sockets.open(ctx, p.ns, familyOf(at.Addr()))
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	defer func() { _ = f.Close() }() // FileListener has its own copy.
+	if err := listenSocket(fd, at); err != nil {
+		return nil, err
+	}
+	ln, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	return ln.(*net.TCPListener), nil
+}
+
+func listenSocket(fd int, at netip.AddrPort) error {
+	set := func(level, option, value int) error { return unix.SetsockoptInt(fd, level, option, value) }
+	err := errors.Join(
+		set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		set(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
+		set(unix.SOL_IP, unix.IP_TRANSPARENT, 1),
+	)
+	if !at.Addr().Is4() {
+		err = errors.Join(err, set(unix.SOL_IPV6, unix.IPV6_V6ONLY, 0), set(unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1))
+	}
+	if err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if err := unix.Bind(fd, sockaddr(at)); err != nil {
+		return os.NewSyscallError("bind "+at.String(), err)
+	}
+	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+}

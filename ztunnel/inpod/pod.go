@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inpod
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+// Info is who a pod is. It comes from the agent, which bound it to the namespace when the pod was made.
+type Info struct {
+	// UID is Kubernetes' UID of the pod, not the one of xDS.
+	UID            string
+	Name           string
+	Namespace      string
+	ServiceAccount string
+}
+
+// String is the pod's name for logs.
+func (i Info) String() string { return i.Namespace + "/" + i.Name }
+
+// Pod is a pod that ztunnel was asked to serve, with its network namespace open.
+type Pod struct {
+	Info
+	// ID is the namespace's; the same UID in another namespace is another pod.
+	ID netns.ID
+
+	ns      *netns.NS
+	sockets *Sockets
+}
+
+// newPod takes ownership of fd, also on error.
+func newPod(info Info, fd int, sockets *Sockets) (*Pod, error) {
+	ns, err := netns.FromFD(fd)
+	if err != nil {
+		return nil, err
+	}
+	id, err := ns.ID()
+	if err != nil {
+		_ = ns.Close()
+		return nil, err
+	}
+	return &Pod{Info: info, ID: id, ns: ns, sockets: sockets}, nil
+}
+
+// Dial connects from inside the pod with the pod's own address.
+func (p *Pod) Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	return p.sockets.dial(ctx, p.ns, netip.Addr{}, to)
+}
+
+// DialFrom connects from inside the pod with the address from, which the pod need not own. If from is the destination
+// itself, the pod's own address is used: a connection from an address to itself needs no disguise.
+func (p *Pod) DialFrom(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	from = from.Unmap()
+	if from == to.Addr() {
+		from = netip.Addr{}
+	}
+	if from.IsValid() && from.Is4() != to.Addr().Is4() {
+		return nil, fmt.Errorf("dial %s from %s: different address families", to, from)
+	}
+	return p.sockets.dial(ctx, p.ns, from, to)
+}
+
+// close lets go of the namespace. Connections made in it stay open.
+func (p *Pod) close() { _ = p.ns.Close() }
+
+// Listeners are a pod's listening sockets by role, one or two (IPv4, IPv6) each. Who holds them closes them.
+type Listeners struct {
+	Outbound []*net.TCPListener
+	Inbound  []*net.TCPListener
+	HBONE    []*net.TCPListener
+	// Shared means that others hold the same sockets and go on accepting after Close. Otherwise closing resets what
+	// still waits in the accept queue.
+	Shared bool
+}
+
+// All lists every socket, outbound first.
+func (l *Listeners) All() []*net.TCPListener {
+	return append(append(append([]*net.TCPListener(nil), l.Outbound...), l.Inbound...), l.HBONE...)
+}
+
+// Close closes this process's copies; it never shuts a socket down.
+func (l *Listeners) Close() {
+	for _, ln := range l.All() {
+		_ = ln.Close()
+	}
+}

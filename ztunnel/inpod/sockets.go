@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inpod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+// TCP keepalive of every socket, ambient section 4.7.
+const (
+	keepAliveTime  = 180 * time.Second
+	keepAliveCount = 9
+)
+
+// Sockets makes sockets inside pods. A socket belongs to the namespace its creating thread is in, so creation happens on
+// threads kept for that; connecting and all else happens anywhere.
+type Sockets struct {
+	prepare func(fd int) error
+	jobs    chan socketJob
+}
+
+type socketJob struct {
+	ns     *netns.NS
+	family int
+	done   chan<- socketResult
+}
+
+type socketResult struct {
+	fd  int
+	err error
+}
+
+// NewSockets starts the threads, which live until ctx ends. prepare is called with each new socket before anything else
+// is done with it: it tags or marks the socket so that the pod's datapath leaves it alone.
+func NewSockets(ctx context.Context, prepare func(fd int) error) *Sockets {
+	s := &Sockets{prepare: prepare, jobs: make(chan socketJob)}
+	for range max(2, runtime.GOMAXPROCS(0)/2) {
+		go s.work(ctx)
+	}
+	return s
+}
+
+// work never unlocks its thread, so that if it cannot leave a pod's namespace the thread ends with it.
+func (s *Sockets) work(ctx context.Context) {
+	runtime.LockOSThread()
+	home, err := netns.Current()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case job := <-s.jobs:
+			result := socketResult{fd: -1, err: err}
+			if err == nil {
+				result.fd, result.err = socketIn(job.ns, job.family)
+				// Back at once: a thread that stays would keep the namespace of a deleted pod alive.
+				if back := unix.Setns(home.FD(), unix.CLONE_NEWNET); back != nil {
+					job.done <- result
+					go s.work(ctx)
+					return
+				}
+			}
+			job.done <- result
+		}
+	}
+}
+
+func socketIn(ns *netns.NS, family int) (int, error) {
+	if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
+		return -1, fmt.Errorf("enter netns: %w", err)
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	return fd, nil
+}
+
+// open returns a prepared TCP socket inside ns, not yet bound or connected. The caller closes it.
+func (s *Sockets) open(ctx context.Context, ns *netns.NS, family int) (int, error) {
+	done := make(chan socketResult, 1)
+	select {
+	case s.jobs <- socketJob{ns, family, done}:
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+	r := <-done
+	if r.err != nil {
+		return -1, r.err
+	}
+	if err := s.prepare(r.fd); err != nil {
+		_ = unix.Close(r.fd)
+		return -1, fmt.Errorf("prepare socket: %w", err)
+	}
+	return r.fd, nil
+}
+
+// dial connects to to from inside ns. A valid from is the source address, owned by the pod or not.
+func (s *Sockets) dial(ctx context.Context, ns *netns.NS, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	fd, err := s.open(ctx, ns, familyOf(to.Addr()))
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+	}
+	conn, err := connect(ctx, fd, from, to)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+	}
+	return conn, nil
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+// connect takes ownership of fd.
+func connect(ctx context.Context, fd int, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	err := setKeepAlive(fd)
+	if err == nil && from.IsValid() {
+		err = bindForeign(fd, from)
+	}
+	if err == nil {
+		err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
+	}
+	pending := errors.Is(err, unix.EINPROGRESS)
+	if err != nil && !pending {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	// Only now: a socket registered with the poller before connect reads as hung up.
+	f := os.NewFile(uintptr(fd), "tcp")
+	defer func() { _ = f.Close() }()
+	if pending {
+		if err := awaitConnect(ctx, f); err != nil {
+			return nil, err
+		}
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// bindForeign makes the socket speak from an address that need not be the pod's. The port is chosen at connect, per
+// destination, so that 28000 deliveries to one port do not use up those to another.
+func bindForeign(fd int, from netip.Addr) error {
+	level, transparent := unix.SOL_IP, unix.IP_TRANSPARENT
+	if !from.Is4() {
+		level, transparent = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	if err := unix.SetsockoptInt(fd, level, transparent, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+	}
+	return os.NewSyscallError("bind "+from.String(), unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))))
+}
+
+func setKeepAlive(fd int) error {
+	seconds := int(keepAliveTime / time.Second)
+	return os.NewSyscallError("setsockopt", errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+	))
+}
+
+// awaitConnect waits until the connect in progress on f has ended, and returns how.
+func awaitConnect(ctx context.Context, f *os.File) error {
+	stop := context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && code != 0 {
+			err = unix.Errno(code)
+		}
+		if err != nil {
+			result = os.NewSyscallError("connect", err)
+			return true
+		}
+		_, err = unix.Getpeername(int(fd))
+		return err == nil // else a wake-up for nothing: wait on
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.Join(err, result)
+}
