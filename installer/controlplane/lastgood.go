@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/sluice-mesh/sluice/internal/atomicfile"
+)
+
+// lastGood keeps a copy of every manifest that parsed, so that a policy does not vanish because the agent restarts while
+// its file is broken. All methods accept a nil receiver, which keeps nothing.
+type lastGood struct {
+	dir string
+	log *slog.Logger
+}
+
+// newLastGood returns nil for an empty dir.
+func newLastGood(dir string, log *slog.Logger) (*lastGood, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &lastGood{dir: dir, log: log}, nil
+}
+
+// keep is best effort: without the copy the file itself is still in force.
+func (g *lastGood) keep(name string, data []byte) {
+	if g == nil {
+		return
+	}
+	path := filepath.Join(g.dir, name)
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
+		g.log.Warn("cannot keep a copy of the manifest for after a restart", "file", name, "error", err)
+	}
+}
+
+func (g *lastGood) forget(name string) {
+	if g == nil {
+		return
+	}
+	if err := os.Remove(filepath.Join(g.dir, name)); err != nil && !os.IsNotExist(err) {
+		g.log.Warn("cannot remove the copy of a removed manifest", "file", name, "error", err)
+	}
+}
+
+// restore parses the copy as if it stood at path. Without a usable copy there are no objects.
+func (g *lastGood) restore(name, path string) *objects {
+	if g == nil {
+		return &objects{}
+	}
+	data, err := os.ReadFile(filepath.Join(g.dir, name))
+	if err != nil {
+		return &objects{}
+	}
+	objs, ferr := parseFile(path, data)
+	if ferr != nil {
+		g.log.Warn("the kept copy of a broken manifest does not parse either", "file", name, "error", ferr)
+		return &objects{}
+	}
+	g.log.Info("manifest is broken: its last good state is restored from before the restart", "file", path)
+	return objs
+}
