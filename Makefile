@@ -1,0 +1,87 @@
+# Tools that the distribution provides; Go's own are pinned in go.mod (tool directives).
+CLANG        ?= clang
+CLANG_FORMAT ?= clang-format
+SHELLCHECK   ?= shellcheck
+PLATFORM     ?= linux/amd64
+
+# sudo takes Go off PATH; and a user's "go env -w" settings stay with the user.
+export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin:/snap/bin
+ifdef SUDO_USER
+GO      ?= $(shell command -v go || su - $(SUDO_USER) -c 'command -v go')
+user_env := $(wildcard $(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.config/go/env)
+ifneq ($(user_env),)
+export GOENV ?= $(user_env)
+endif
+else
+GO      ?= go
+endif
+
+binaries := sluice-cni ztunnel sluice-installer
+cni      := main/bridge main/ptp main/loopback ipam/host-local meta/portmap
+static   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+scripts  := $(shell git ls-files '*.sh' .ci/run 2>/dev/null)
+c_files   = $(shell git ls-files 'bpf/*.c' 'bpf/include/*.bpf.h' 'bpf/*.bpf.h')
+
+.DEFAULT_GOAL := help
+.PHONY: help build generate test test-root lint fmt demo demo-up demo-down bench image clean packages FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: $(addprefix build/bin/,$(binaries)) build/cni/bridge ## static binaries to build/bin, the demo's CNI plugins to build/cni
+
+build/bin/sluice-cni: FORCE
+	$(static) -o $@ ./plugin
+build/bin/ztunnel: FORCE
+	$(static) -o $@ ./ztunnel
+build/bin/sluice-installer: FORCE
+	$(static) -o $@ ./installer
+build/bin/demo: FORCE
+	$(static) -o $@ ./internal/demo
+build/cni/bridge: go.mod
+	@mkdir -p $(@D)
+	$(static) -o $(@D)/ $(addprefix github.com/containernetworking/plugins/plugins/,$(cni))
+	@touch $@
+
+generate: ## BPF objects and protobuf messages (needs clang and protoc)
+	$(GO) generate ./...
+
+packages: ## install the distribution's packages that tests and demo use, if any is missing
+	@internal/tools/packages.sh run
+
+test: build packages ## all tests with the race detector; as root, or the tests that need it are skipped
+	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 2 ./...
+
+test-root: build packages ## as test, but a test that cannot run fails
+	CI=true SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 2 ./...
+
+lint: ## formats, vet, staticcheck, shellcheck, import and wording rules
+	@internal/tools/packages.sh lint
+	@out=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$out" ] || { echo "gofmt -w these:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(CLANG_FORMAT) --dry-run -Werror $(c_files)
+	$(SHELLCHECK) $(scripts)
+	$(GO) run ./internal/tools/rules
+
+fmt: ## format Go and C
+	git ls-files '*.go' | xargs gofmt -w
+	$(CLANG_FORMAT) -i $(c_files)
+
+demo: build build/bin/demo packages ## two nodes, real programs, ten proofs; then every trace removed
+	build/bin/demo run -build build
+
+demo-up: build build/bin/demo packages ## the same two nodes, left running to try
+	build/bin/demo up -build build
+
+demo-down: build/bin/demo ## remove what demo-up left and check that nothing stays
+	build/bin/demo down
+
+bench: build ## Go benchmarks of datapath and proxy
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/...
+
+image: build ## OCI archives of agent (with plugin) and ztunnel, in build/image
+	$(GO) run ./internal/tools/image -platform $(PLATFORM) -bin build/bin -out build/image
+
+clean: ## remove build/
+	rm -rf build

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# packages.sh run|lint|all: install the distribution packages whose commands are missing.
+#
+#   run   what tests and the demo execute
+#   lint  what "make lint" and "make generate" execute
+#   all   both
+#
+# Nothing is installed that is already there, and no installed service is started. Without apt, or without being root,
+# it names what is missing and goes on: the step that needs it then says so itself.
+set -euo pipefail
+
+readonly run='ip:iproute2 tc:iproute2 nft:nftables iptables:iptables ethtool:ethtool curl:curl nginx:nginx-light
+  iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev'
+readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
+  /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
+
+case ${1-} in
+run) wanted=$run ;;
+lint) wanted=$lint ;;
+all) wanted="$run $lint" ;;
+*)
+	sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+	exit 2
+	;;
+esac
+
+present() {
+	case $1 in
+	/*) [[ -e $1 ]] ;;
+	*) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
+	esac
+}
+
+missing=()
+for pair in $wanted; do
+	present "${pair%%:*}" || missing+=("${pair#*:}")
+done
+((${#missing[@]})) || exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+if ! command -v apt-get >/dev/null || ((EUID)); then
+	echo "missing packages: ${missing[*]} (to have them installed: as root, on a system with apt)" >&2
+	exit 0
+fi
+
+# A policy of 101 keeps the packages' services from being started; an existing policy is left alone.
+readonly policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod +x "$policy"
+	trap 'rm -f "$policy"' EXIT
+fi
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null; }
+install 2>/dev/null || { apt-get update -qq </dev/null && install; }
