@@ -25,7 +25,8 @@ type folder struct {
 	dir   string
 	files map[string]*file
 	// err says why the folder could not be listed; its files then stay as they were.
-	err error
+	err     error
+	scanned bool
 	// saved is where the last good content of each file is kept over a restart; nil keeps nothing.
 	saved *lastGood
 }
@@ -77,10 +78,13 @@ func (f *folder) scan() (changed []*file, removed int) {
 	for name := range f.files {
 		if !present[name] {
 			delete(f.files, name)
-			f.saved.forget(name)
 			removed++
 		}
 	}
+	if removed > 0 || !f.scanned {
+		f.saved.prune(present) // files may also have gone while nobody ran
+	}
+	f.scanned = true
 	return changed, removed
 }
 

@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -39,12 +40,19 @@ func (g *lastGood) keep(name string, data []byte) {
 	}
 }
 
-func (g *lastGood) forget(name string) {
+// prune removes the copies of files that are gone.
+func (g *lastGood) prune(present map[string]bool) {
 	if g == nil {
 		return
 	}
-	if err := os.Remove(filepath.Join(g.dir, name)); err != nil && !os.IsNotExist(err) {
-		g.log.Warn("cannot remove the copy of a removed manifest", "file", name, "error", err)
+	entries, err := os.ReadDir(g.dir)
+	for _, e := range entries {
+		if !present[e.Name()] {
+			err = errors.Join(err, os.Remove(filepath.Join(g.dir, e.Name())))
+		}
+	}
+	if err != nil {
+		g.log.Warn("cannot remove the copies of removed manifests", "error", err)
 	}
 }
 

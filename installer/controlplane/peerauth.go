@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -31,26 +32,35 @@ type peerAuths struct {
 	namespaced map[string]mtlsMode
 	// selecting are those with a selector, outside the root namespace.
 	selecting []*PeerAuthentication
-	any       bool
+	// ignored says of which no notice is taken, and why.
+	ignored []*FileError
+	any     bool
 }
 
 func newPeerAuths(root string, oldestFirst []*PeerAuthentication) *peerAuths {
 	a := &peerAuths{root: root, namespaced: map[string]mtlsMode{}, any: len(oldestFirst) > 0}
-	settled := map[string]bool{}
+	settled := map[string]*PeerAuthentication{}
 	for _, p := range oldestFirst {
-		switch {
-		case len(p.Spec.GetSelector().GetMatchLabels()) == 0:
-			if !settled[p.Namespace] {
-				settled[p.Namespace] = true
-				a.namespaced[p.Namespace] = p.Spec.GetMtls().GetMode()
-			}
-		case p.Namespace != root:
+		switch before := settled[p.Namespace]; {
+		case len(p.Spec.GetSelector().GetMatchLabels()) > 0 && p.Namespace == root:
+			a.ignore(p, "a selector has no effect in the root namespace %q", root)
+		case len(p.Spec.GetSelector().GetMatchLabels()) > 0:
 			a.selecting = append(a.selecting, p)
+		case before != nil:
+			a.ignore(p, "%q at %s is older, or first by name, and holds for the namespace", before.Name, before.Origin)
+		default:
+			settled[p.Namespace] = p
+			a.namespaced[p.Namespace] = p.Spec.GetMtls().GetMode()
 		}
 	}
 	// The root namespace's own policy is the mesh's.
 	a.meshWide = a.namespaced[root]
 	return a
+}
+
+func (a *peerAuths) ignore(p *PeerAuthentication, format string, args ...any) {
+	err := fmt.Errorf("PeerAuthentication %s/%s is ignored: "+format, append([]any{p.Namespace, p.Name}, args...)...)
+	a.ignored = append(a.ignored, &FileError{Origin: p.Origin, Err: err})
 }
 
 // inherited is the mode of a namespace's pods that no selector picks.

@@ -37,6 +37,8 @@ type translation struct {
 	workloads []*workloadapi.Workload
 	services  []*workloadapi.Service
 	policies  []*securityapi.Authorization
+	// warnings are about objects that others make ineffective.
+	warnings []*FileError
 }
 
 // translate is what istiod would send for the objects of a snapshot.
@@ -57,7 +59,7 @@ func (m mesh) translate(s *Snapshot) *translation {
 			t.workloads = append(t.workloads, w)
 		}
 	}
-	t.policies = auth.policies()
+	t.policies, t.warnings = auth.policies(), auth.ignored
 	for _, p := range s.AuthorizationPolicies {
 		if a := m.authorization(p); a != nil {
 			t.policies = append(t.policies, a)

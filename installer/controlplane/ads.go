@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ads serves delta xDS: wildcard subscriptions to addresses and authorizations.
+type ads struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	log *slog.Logger
+
+	mu      sync.Mutex // guards what follows
+	current *resources
+	// changed is closed and replaced when current is.
+	changed chan struct{}
+	streams int
+}
+
+func newADS(log *slog.Logger) *ads {
+	return &ads{log: log, changed: make(chan struct{})}
+}
+
+// set makes r what every stream is brought to.
+func (a *ads) set(r *resources) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.current = r
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// get returns the present resources and what is closed when they are not present anymore.
+func (a *ads) get() (*resources, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current, a.changed
+}
+
+func (a *ads) nextStream() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.streams++
+	return a.streams
+}
+
+// DeltaAggregatedResources serves one client until it leaves.
+func (a *ads) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	s := &stream{ads: a, grpc: g, log: a.log.With("stream", a.nextStream()), subs: map[string]*subscription{}}
+	requests := make(chan *discovery.DeltaDiscoveryRequest)
+	failed := make(chan error, 1)
+	go s.receive(requests, failed) // ends with the stream's context, which ends when this function returns
+	err := s.serve(requests, failed)
+	if errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
+		s.log.Info("xds client left")
+		return nil
+	}
+	s.log.Warn("xds stream ended", "error", err)
+	return err
+}
+
+// stream is one client.
+type stream struct {
+	ads  *ads
+	grpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	log  *slog.Logger
+	subs map[string]*subscription
+	sent uint64 // responses, for nonces
+}
+
+// subscription is one type of one client.
+type subscription struct {
+	// held is what the client was sent, or said it holds. A NACK does not change it: the client keeps what was good, and
+	// what was not is sent again when it changes.
+	held  map[string]string
+	nonce string
+}
+
+func (s *stream) receive(requests chan<- *discovery.DeltaDiscoveryRequest, failed chan<- error) {
+	for {
+		req, err := s.grpc.Recv()
+		if err != nil {
+			failed <- err
+			return
+		}
+		select {
+		case requests <- req:
+		case <-s.grpc.Context().Done():
+			return
+		}
+	}
+}
+
+func (s *stream) serve(requests <-chan *discovery.DeltaDiscoveryRequest, failed <-chan error) error {
+	for {
+		now, changed := s.ads.get()
+		if err := s.push(now); err != nil {
+			return err
+		}
+		select {
+		case req := <-requests:
+			if err := s.handle(req, now); err != nil {
+				return err
+			}
+		case <-changed:
+		case err := <-failed:
+			return err
+		}
+	}
+}
+
+// push brings every subscription to the given state.
+func (s *stream) push(now *resources) error {
+	for _, typeURL := range pushOrder {
+		sub := s.subs[typeURL]
+		if sub == nil {
+			continue
+		}
+		if changed, removed := now.delta(typeURL, sub.held); len(changed)+len(removed) > 0 {
+			if err := s.send(typeURL, sub, now, changed, removed); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *stream) send(typeURL string, sub *subscription, now *resources, changed []*discovery.Resource, removed []string) error {
+	s.sent++
+	sub.nonce = fmt.Sprintf("%d", s.sent)
+	sub.held = now.versions(typeURL)
+	s.log.Debug("xds push", "type", typeURL, "nonce", sub.nonce, "changed", len(changed), "removed", len(removed))
+	return s.grpc.Send(&discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: fmt.Sprintf("%d", now.generation),
+		TypeUrl:           typeURL,
+		Nonce:             sub.nonce,
+		Resources:         changed,
+		RemovedResources:  removed,
+	})
+}
+
+// handle takes one request: a subscription, an ACK or a NACK.
+func (s *stream) handle(req *discovery.DeltaDiscoveryRequest, now *resources) error {
+	sub := s.subs[req.TypeUrl]
+	if sub == nil {
+		return s.subscribe(req, now)
+	}
+	if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) > 0 {
+		return status.Error(codes.Unimplemented, "subscriptions by name are not supported; subscribe to everything with an empty list")
+	}
+	switch {
+	case req.ErrorDetail != nil:
+		s.log.Error("ztunnel refused resources; what it had of them stays in force", "type", req.TypeUrl, "nonce", req.ResponseNonce,
+			"stale", req.ResponseNonce != sub.nonce, "reason", req.ErrorDetail.GetMessage())
+	case req.ResponseNonce == sub.nonce:
+		s.log.Debug("xds ack", "type", req.TypeUrl, "nonce", req.ResponseNonce)
+	}
+	return nil
+}
+
+// subscribe answers the first request for a type, even if there is nothing to say: a client counts as synced once it
+// has had an answer.
+func (s *stream) subscribe(req *discovery.DeltaDiscoveryRequest, now *resources) error {
+	if now.byType[req.TypeUrl] == nil {
+		return status.Errorf(codes.InvalidArgument, "type %q is not served here (served: %s)", req.TypeUrl, strings.Join(pushOrder, ", "))
+	}
+	if names := req.ResourceNamesSubscribe; len(names) > 0 && (len(names) > 1 || names[0] != "*") || len(req.ResourceNamesUnsubscribe) > 0 {
+		return status.Error(codes.Unimplemented, "subscriptions by name are not supported; subscribe to everything with an empty list")
+	}
+	sub := &subscription{held: req.InitialResourceVersions}
+	s.subs[req.TypeUrl] = sub
+	changed, removed := now.delta(req.TypeUrl, sub.held)
+	s.log.Info("xds client subscribed", "type", req.TypeUrl, "node", req.GetNode().GetId(), "held", len(sub.held),
+		"changed", len(changed), "removed", len(removed))
+	return s.send(req.TypeUrl, sub, now, changed, removed)
+}
