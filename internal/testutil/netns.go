@@ -9,17 +9,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-)
 
-// netnsDir is where named network namespaces live, as for "ip netns".
-const netnsDir = "/run/netns"
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
 
 // NS is a named network namespace that a test made. Its lo is up; it has no other way out than the test gives it.
 type NS struct {
@@ -32,10 +28,11 @@ type NS struct {
 func NetNS(t testing.TB, label string) *NS {
 	t.Helper()
 	name := "sl-" + label + "-" + strings.ToLower(rand.Text()[:6])
-	n := &NS{Name: name, Path: filepath.Join(netnsDir, name)}
-	if err := n.create(); err != nil {
-		t.Fatalf("create netns %q: %v", name, err)
+	path, err := netns.CreateNamed(name)
+	if err != nil {
+		t.Fatal(err)
 	}
+	n := &NS{Name: name, Path: path}
 	t.Cleanup(func() { n.Delete(t) })
 	// Addresses are usable at once; without this IPv6 ones are tentative for a second.
 	n.Sysctl(t, "net.ipv6.conf.default.accept_dad", "0")
@@ -44,64 +41,23 @@ func NetNS(t testing.TB, label string) *NS {
 	return n
 }
 
-// create unshares on a thread that is then thrown away, and gives its namespace a name.
-func (n *NS) create() error {
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(n.Path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
-	if err != nil {
-		return err
-	}
-	f.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		done <- unix.Mount("/proc/thread-self/ns/net", n.Path, "", unix.MS_BIND, "")
-	}()
-	if err := <-done; err != nil {
-		os.Remove(n.Path)
-		return err
-	}
-	return nil
-}
-
 // Delete takes the name away now rather than at the end of the test. Deleting again does nothing.
 func (n *NS) Delete(t testing.TB) {
 	t.Helper()
-	if _, err := os.Stat(n.Path); os.IsNotExist(err) {
-		return
-	}
-	if err := unix.Unmount(n.Path, unix.MNT_DETACH); err != nil {
-		t.Errorf("unmount %q: %v", n.Path, err)
-	}
-	if err := os.Remove(n.Path); err != nil {
-		t.Errorf("remove netns: %v", err)
+	if err := netns.RemoveNamed(n.Name); err != nil {
+		t.Error(err)
 	}
 }
 
 // Do runs f on a thread inside the namespace. Sockets made and processes started by f belong to it; goroutines that f
 // starts do not.
 func (n *NS) Do(f func() error) error {
-	fd, err := os.Open(n.Path)
+	ns, err := netns.Open(n.Path)
 	if err != nil {
-		return fmt.Errorf("open netns: %w", err)
+		return err
 	}
-	defer fd.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		if err := unix.Setns(int(fd.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter netns %q: %w", n.Name, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+	defer ns.Close()
+	return ns.Do(f)
 }
 
 // MustDo is Do, failing the test on error.

@@ -5,7 +5,6 @@ package testutil
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 )
 
@@ -81,12 +80,4 @@ func unspecified(like netip.Addr) netip.Addr {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
-}
-
-func openNS(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("open netns: %w", err)
-	}
-	return f, nil
 }

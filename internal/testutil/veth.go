@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
 // End is one end of a veth pair: where it is, its name there, and its addresses with prefix length.
@@ -22,7 +24,7 @@ type End struct {
 func Veth(t testing.TB, a, b End) {
 	t.Helper()
 	a.NS.MustDo(t, func() error {
-		peer, err := openNS(b.NS.Path)
+		peer, err := netns.Open(b.NS.Path)
 		if err != nil {
 			return err
 		}
@@ -30,7 +32,7 @@ func Veth(t testing.TB, a, b End) {
 		err = netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: a.Name},
 			PeerName:      b.Name,
-			PeerNamespace: netlink.NsFd(int(peer.Fd())),
+			PeerNamespace: netlink.NsFd(peer.FD()),
 		})
 		if err != nil {
 			return fmt.Errorf("add veth %s-%s: %w", a.Name, b.Name, err)
