@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+)
+
+// maxMessageBytes is what one message of a control plane may have: all workloads of a large cluster come in one.
+const maxMessageBytes = 200 << 20
+
+// connectTimeout bounds the connection to a control plane, TLS included.
+const connectTimeout = 5 * time.Second
+
+// ControlPlane says how to reach a control plane's xDS or CA service, and how to prove who we are.
+type ControlPlane struct {
+	// Address is unix:///path, in clear: the socket's own permissions guard it. Or https://host:port; a bare host:port
+	// means the same.
+	Address string
+	// RootCAFile holds the PEM certificates that the server's must lead to, re-read for each connection.
+	// Empty means the system's. Unused for unix.
+	RootCAFile string
+	// ServerName is accepted instead of Address's host if not empty.
+	ServerName string
+	// TokenFile holds the bearer token, re-read for each call. Empty means none.
+	TokenFile string
+	// ClusterID is sent as metadata "clusterid" unless empty.
+	ClusterID string
+	// Headers are further gRPC metadata; keys are lower case.
+	Headers map[string]string
+}
+
+// Local tells whether the control plane is on this machine, behind a unix socket.
+func (c ControlPlane) Local() bool { return strings.HasPrefix(c.Address, "unix:") }
+
+// Validate returns all mistakes at once.
+func (c ControlPlane) Validate() error {
+	_, err := c.hostPort()
+	if c.Local() {
+		_, err = c.socket()
+	}
+	return err
+}
+
+func (c ControlPlane) socket() (string, error) {
+	path := strings.TrimPrefix(strings.TrimPrefix(c.Address, "unix:"), "//")
+	if !strings.HasPrefix(path, "/") {
+		return "", fmt.Errorf("control plane address %q: want unix:///path", c.Address)
+	}
+	return path, nil
+}
+
+func (c ControlPlane) hostPort() (string, error) {
+	target := strings.TrimSuffix(strings.TrimPrefix(c.Address, "https://"), "/")
+	if host, port, err := net.SplitHostPort(target); err != nil || host == "" || port == "" || strings.Contains(target, "/") {
+		return "", fmt.Errorf("control plane address %q: want unix:///path or https://host:port", c.Address)
+	}
+	return target, nil
+}
+
+// Dial returns a channel to the control plane. It does not connect yet: the first call does. The caller closes it.
+func (c ControlPlane) Dial() (*grpc.ClientConn, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	options := []grpc.DialOption{
+		grpc.WithPerRPCCredentials(callCredentials{c}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+		// gRPC's own waits between connections stay short: those who call it wait themselves.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: connectTimeout,
+		}),
+	}
+	if c.Local() {
+		path, err := c.socket()
+		if err != nil {
+			return nil, err
+		}
+		return grpc.NewClient("unix://"+path, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	}
+	target, err := c.hostPort()
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient("dns:///"+target, append(options,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.tls(target))),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	)...)
+}
+
+// tls verifies by hand so that the root file is read for each connection, and its rotation needs no restart.
+func (c ControlPlane) tls(target string) *tls.Config {
+	name := c.ServerName
+	if name == "" {
+		name, _, _ = net.SplitHostPort(target)
+	}
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		ServerName:         name,
+		InsecureSkipVerify: true, // VerifyConnection does it
+		VerifyConnection: func(state tls.ConnectionState) error {
+			return c.verify(state, name)
+		},
+	}
+}
+
+func (c ControlPlane) verify(state tls.ConnectionState, name string) error {
+	options := x509.VerifyOptions{DNSName: name, Intermediates: x509.NewCertPool()}
+	if c.RootCAFile != "" {
+		pem, err := os.ReadFile(c.RootCAFile)
+		if err != nil {
+			return fmt.Errorf("control plane root: %w", err)
+		}
+		options.Roots = x509.NewCertPool()
+		if !options.Roots.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("control plane root: no PEM certificate in %q", c.RootCAFile)
+		}
+	}
+	if len(state.PeerCertificates) == 0 {
+		return ErrNoCertificate
+	}
+	for _, cert := range state.PeerCertificates[1:] {
+		options.Intermediates.AddCert(cert)
+	}
+	_, err := state.PeerCertificates[0].Verify(options)
+	return err
+}
+
+// callCredentials puts the metadata of a ControlPlane on each call.
+type callCredentials struct{ ControlPlane }
+
+func (c callCredentials) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	metadata := map[string]string{}
+	for key, value := range c.Headers {
+		metadata[key] = value
+	}
+	if c.ClusterID != "" {
+		metadata["clusterid"] = c.ClusterID
+	}
+	if c.TokenFile == "" {
+		return metadata, nil
+	}
+	token, err := os.ReadFile(c.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("bearer token: %w", err)
+	}
+	trimmed := strings.TrimSpace(string(token))
+	if trimmed == "" {
+		return nil, errors.New("bearer token: " + c.TokenFile + " is empty")
+	}
+	metadata["authorization"] = "Bearer " + trimmed
+	return metadata, nil
+}
+
+// RequireTransportSecurity keeps the token off anything but TLS and the local socket.
+func (c callCredentials) RequireTransportSecurity() bool { return !c.Local() }
