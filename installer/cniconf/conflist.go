@@ -22,7 +22,7 @@ const wrapVersion = "0.3.1"
 // Insert returns conf with our entry as the last of its plugins.
 //
 // An entry of ours that is there already is replaced where it stands, and further ones are taken out, so that inserting
-// twice is inserting once. All other bytes stay as they are. conf may also be the configuration of a single plugin
+// twice is inserting once; only at the head of the list, where it could not work, it does not stay. All other bytes stay as they are. conf may also be the configuration of a single plugin
 // (.conf), which is first wrapped into a list of the same name.
 func Insert(conf []byte, e Entry) ([]byte, error) {
 	l, err := parse(conf)
@@ -30,7 +30,7 @@ func Insert(conf []byte, e Entry) ([]byte, error) {
 		return nil, err
 	}
 	if l.bare {
-		if conf, l, err = l.wrap(); err != nil {
+		if _, l, err = l.wrap(); err != nil {
 			return nil, err
 		}
 	}
@@ -38,14 +38,14 @@ func Insert(conf []byte, e Entry) ([]byte, error) {
 		return nil, err
 	}
 	ours := l.ours()
-	if len(ours) == 0 {
-		return l.appendEntry(e)
-	}
-	for _, i := range slices.Backward(ours[1:]) {
-		conf = l.without(i)
-		if l, err = parse(conf); err != nil {
+	for len(ours) > 1 || len(ours) == 1 && ours[0] == 0 && len(l.plugins) > 1 {
+		if l, err = parse(l.without(ours[0])); err != nil {
 			return nil, err
 		}
+		ours = l.ours()
+	}
+	if len(ours) == 0 {
+		return l.appendEntry(e)
 	}
 	return l.replace(ours[0], e)
 }

@@ -102,13 +102,13 @@ func (c *Config) complete() error {
 	c.Logger = c.Logger.With("node", c.NodeName)
 	var errs []error
 	if c.CADir == "" {
-		errs = append(errs, errors.New("CADir is empty"))
+		errs = append(errs, errors.New("folder of the CA (CADir) is not set"))
 	}
 	if c.Socket == "" {
-		errs = append(errs, errors.New("Socket is empty"))
+		errs = append(errs, errors.New("path of the socket (Socket) is not set"))
 	}
 	if c.MayImpersonate == nil {
-		errs = append(errs, errors.New("MayImpersonate is nil"))
+		errs = append(errs, errors.New("who may be impersonated (MayImpersonate) is not set"))
 	}
 	return errors.Join(errs...)
 }
