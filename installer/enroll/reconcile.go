@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+)
+
+// Run compares what is with what is wanted until ctx ends: after each Kick, each change of the catalog that arrives on
+// changes, and every Resync. Nothing is taken apart when it returns.
+func (e *Enroller) Run(ctx context.Context, changes <-chan struct{}) {
+	tick := time.NewTicker(e.cfg.Resync)
+	defer tick.Stop()
+	for {
+		e.Reconcile(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.kick:
+		case <-changes:
+		case <-tick.C:
+			if err := e.collect(); err != nil {
+				e.log.Warn("collect", "err", err)
+			}
+		}
+	}
+}
+
+// Reconcile makes one pass over all pods. What goes wrong is logged when it is new, kept for status, and tried again in
+// the next pass.
+func (e *Enroller) Reconcile(ctx context.Context) {
+	e.limitWaiting()
+	for _, p := range e.all() {
+		if ctx.Err() != nil {
+			return
+		}
+		problem := ""
+		if err := e.reconcilePod(ctx, p); err != nil {
+			problem = err.Error()
+		}
+		if e.setProblem(p, problem) && problem != "" {
+			e.podLog(p).Warn("pod is not as it should be", "problem", problem)
+		}
+	}
+}
+
+func (e *Enroller) reconcilePod(ctx context.Context, p *pod) error {
+	defer e.workloads.lock(p.workload())()
+	if e.get(p.id()) != p {
+		return nil
+	}
+	if at, err := namespaceAt(p.sandbox.Netns); err != nil || at != p.netns {
+		e.podLog(p).Info("pod is gone", "netns", p.sandbox.Netns)
+		return e.forget(ctx, p, true)
+	}
+	wanted, reason := e.cfg.Catalog.Snapshot().Enrolled(p.sandbox.Namespace, p.sandbox.Name)
+	now := e.phaseOf(p)
+	switch {
+	case now == admitted && !e.admittedTooLong(p):
+		return nil
+	case wanted && now == served:
+		return e.repair(ctx, p)
+	case wanted:
+		return e.enrolRunning(ctx, p, reason)
+	case now != known:
+		return e.unenrol(ctx, p, reason)
+	}
+	return nil
+}
+
+func (e *Enroller) admittedTooLong(p *pod) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return time.Since(p.since) > e.cfg.AdmitTimeout
+}
+
+// enrolRunning takes a pod into the mesh that started outside of it. It waits for a ztunnel: until there is one the pod
+// is better off with the connections it has.
+func (e *Enroller) enrolRunning(ctx context.Context, p *pod, reason string) error {
+	if len(p.sandbox.Addresses()) == 0 {
+		return nil
+	}
+	if e.cfg.Ztunnels.Connected() == 0 {
+		return errors.New("to be enrolled; waiting for a ztunnel")
+	}
+	e.podLog(p).Info("enrolling running pod", "reason", reason)
+	ctx, cancel := e.untilEnded(ctx, p)
+	defer cancel()
+	return e.bringUp(ctx, p, true)
+}
+
+func (e *Enroller) unenrol(ctx context.Context, p *pod, reason string) error {
+	err := e.tearDown(ctx, p, true)
+	e.podLog(p).Info("pod taken out of the mesh", "reason", reason)
+	return err
+}
+
+// repair compares a served pod with what it should be, part by part, and puts right what is not.
+func (e *Enroller) repair(ctx context.Context, p *pod) error {
+	e.mu.Lock()
+	in, refusing := p.inside, e.refusing
+	e.mu.Unlock()
+	attached, err := e.cfg.Node.Pod(pinID(p.id()))
+	if errors.Is(err, bpf.ErrNotAttached) {
+		e.podLog(p).Warn("pins of pod are gone; attaching anew")
+		attached, err = e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll, true))
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = attached.Close() }()
+	if !refusing {
+		if err := in.set.Repair(in.ns, e.tagProxy, attached); err != nil {
+			return err
+		}
+		if err := e.repairPrograms(p, attached); err != nil {
+			return err
+		}
+	}
+	return errors.Join(e.repairZtunnel(ctx, p, in), e.repairWorkload(p))
+}
+
+func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
+	drift := attached.Check()
+	if drift == nil {
+		return nil
+	}
+	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift)
+	again, err := e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll, false))
+	if err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	defer func() { _ = again.Close() }()
+	if err := again.Check(); err != nil {
+		return fmt.Errorf("after repair: %w", err)
+	}
+	return nil
+}
+
+// repairZtunnel tells ztunnel of the pod again if its service account is another, or if a sandbox of the same uid that
+// failed took its place.
+func (e *Enroller) repairZtunnel(ctx context.Context, p *pod, in *inside) error {
+	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
+	e.mu.Lock()
+	owner := e.current[p.sandbox.UID]
+	same := owner == p && p.account == account
+	if owner == nil || owner == p {
+		e.current[p.sandbox.UID], p.account = p, account
+	}
+	e.mu.Unlock()
+	if same || (owner != nil && owner != p) {
+		return nil
+	}
+	if e.cfg.Ztunnels.Connected() == 0 {
+		e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))
+		return nil
+	}
+	ctx, cancel := e.untilEnded(ctx, p)
+	defer cancel()
+	if err := e.cfg.Ztunnels.Add(ctx, ztunnelPod(p, in.ns, account)); err != nil {
+		e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))
+		return err
+	}
+	return nil
+}
+
+// repairWorkload writes the pod's file again if it is missing or says something else.
+func (e *Enroller) repairWorkload(p *pod) error {
+	if e.isReplaced(p) {
+		return nil
+	}
+	want := e.manifest(p)
+	have := e.cfg.Catalog.Snapshot().Workloads[controlplane.Name{Namespace: want.Namespace, Name: want.Name}]
+	if have != nil && have.UID == want.UID && have.Spec.NodeName == want.Spec.NodeName &&
+		have.Spec.ServiceAccountName == want.Spec.ServiceAccountName &&
+		slices.EqualFunc(have.Status.PodIPs, want.Status.PodIPs, func(a, b corev1.PodIP) bool { return a.IP == b.IP }) {
+		return nil
+	}
+	return controlplane.WriteWorkload(e.cfg.WorkloadsDir, want)
+}
+
+// limitWaiting closes all listeners once no ztunnel has been there for too long, so that clients are refused instead of
+// kept waiting. A ztunnel that connects asks for the listeners, which makes them anew.
+func (e *Enroller) limitWaiting() {
+	down := e.cfg.Ztunnels.Down()
+	over := e.cfg.ProxyDownLimit > 0 && down > e.cfg.ProxyDownLimit
+	e.mu.Lock()
+	changed := e.refusing != over
+	e.refusing = over
+	e.mu.Unlock()
+	if changed && over {
+		e.log.Error("no ztunnel for too long: connections of enrolled pods are refused from now on", "down", down.Round(time.Second))
+	}
+	if !over {
+		return
+	}
+	for _, p := range e.all() {
+		e.mu.Lock()
+		in := p.inside
+		e.mu.Unlock()
+		if in != nil {
+			in.set.LetGo()
+		}
+	}
+}

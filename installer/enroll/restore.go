@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enroll
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/internal/netns"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+// Restore rebuilds what an agent before this one knew, from pins, records and the pods' namespaces, and removes what is
+// left of pods that are gone. Pods in the mesh go on undisturbed; call it before any ztunnel is accepted, so that the
+// first snapshot names them all.
+func (e *Enroller) Restore() error {
+	records, err := e.loadRecords()
+	if err != nil {
+		return err
+	}
+	infos, err := e.cfg.Node.Pods()
+	if err != nil {
+		return fmt.Errorf("list attached pods: %w", err)
+	}
+	pinned := map[string]bpf.PodInfo{} // by container id
+	for _, info := range infos {
+		pinned[info.ContainerID] = info
+	}
+	for _, r := range records {
+		info, isPinned := pinned[r.Sandbox.ContainerID]
+		if isPinned && info.NetnsCookie != r.Netns.Cookie {
+			continue // The pins are newer or older than the record; go by the pins, below.
+		}
+		delete(pinned, r.Sandbox.ContainerID)
+		e.restorePod(newPod(r.Sandbox, r.Netns), isPinned)
+	}
+	for _, info := range pinned {
+		if p := e.podFromPins(info); p != nil {
+			e.restorePod(p, true)
+		}
+	}
+	return errors.Join(e.collect(), e.dropStaleWorkloads())
+}
+
+// restorePod takes a pod up again if its namespace is still there. One whose ADD died between attaching and serving is
+// taken for served: the next comparison gives it what it lacks.
+func (e *Enroller) restorePod(p *pod, isPinned bool) {
+	in, err := openInside(p)
+	if err != nil {
+		e.podLog(p).Info("pod is gone", "err", err)
+		if err := errors.Join(e.cfg.Node.DetachPod(pinID(p.id())), e.deleteRecord(p.id())); err != nil {
+			e.podLog(p).Warn("clean up after pod", "err", err)
+		}
+		return
+	}
+	if err := e.saveRecord(p); err != nil {
+		e.podLog(p).Warn("remember pod", "err", err)
+	}
+	e.mu.Lock()
+	e.pods[p.id()] = p
+	e.mu.Unlock()
+	if !isPinned {
+		in.close()
+		return
+	}
+	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
+	e.announceInside(p, in, account)
+	e.setPhase(p, served)
+	e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))
+	e.podLog(p).Info("pod found in the mesh", "addresses", p.sandbox.Addresses())
+}
+
+// podFromPins makes up for a lost record. Addresses come from the pod itself.
+func (e *Enroller) podFromPins(info bpf.PodInfo) *pod {
+	p := newPod(nodeapi.Pod{
+		UID: info.UID, Namespace: info.Namespace, Name: info.Name, ContainerID: info.ContainerID, Netns: info.NetnsPath,
+	}, namespace{Inode: info.NetnsInode, Cookie: info.NetnsCookie})
+	ns, err := netns.Open(info.NetnsPath)
+	if err != nil {
+		return nil // Collected as severed, if it is.
+	}
+	defer func() { _ = ns.Close() }()
+	err = ns.Do(func() (err error) {
+		p.sandbox.Interfaces, err = interfacesHere(info)
+		return err
+	})
+	if err != nil {
+		e.podLog(p).Warn("pod not restored: its record is lost and its namespace cannot be read", "err", err)
+		return nil
+	}
+	return p
+}
+
+// interfacesHere reads the pinned interfaces in the calling thread's namespace.
+func interfacesHere(info bpf.PodInfo) ([]nodeapi.Interface, error) {
+	var found []nodeapi.Interface
+	for n, name := range info.Interfaces {
+		link, err := net.InterfaceByName(name)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q: %w", name, err)
+		}
+		i := nodeapi.Interface{Name: name}
+		if len(info.HostIfindexes) == len(info.Interfaces) {
+			i.HostIfindex = info.HostIfindexes[n]
+		}
+		addrs, err := link.Addrs()
+		if err != nil {
+			return nil, fmt.Errorf("addresses of %q: %w", name, err)
+		}
+		for _, a := range addrs {
+			if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().IsGlobalUnicast() {
+				i.Addresses = append(i.Addresses, prefix)
+			}
+		}
+		found = append(found, i)
+	}
+	return found, nil
+}
+
+// collect removes the pins of namespaces that ended, and what crashes left.
+func (e *Enroller) collect() error {
+	removed, err := e.cfg.Node.Collect(func(bpf.PodInfo) bool { return true })
+	if len(removed) > 0 {
+		e.log.Info("stale pins removed", "pins", removed)
+	}
+	if err != nil {
+		return fmt.Errorf("collect stale pins: %w", err)
+	}
+	return nil
+}
+
+// dropStaleWorkloads takes back what this node published of pods that ended while no agent ran.
+func (e *Enroller) dropStaleWorkloads() error {
+	live := map[controlplane.Name]bool{}
+	for _, p := range e.all() {
+		if e.phaseOf(p) == served {
+			live[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}] = true
+		}
+	}
+	var errs []error
+	for name, w := range e.cfg.Catalog.Snapshot().Workloads {
+		if w.Spec.NodeName == e.cfg.NodeName && !live[name] {
+			errs = append(errs, controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, name.Namespace, name.Name))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enroll
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/listeners"
+)
+
+// statusPageSize keeps an answer well below nodeapi.MaxMessageBytes.
+const statusPageSize = 30
+
+// Status is the answer to nodeapi.VerbStatus: one page of pods and what is true of all.
+type Status struct {
+	Node     string `json:"node"`
+	Ready    bool   `json:"ready"`
+	Ztunnels int    `json:"ztunnels"`
+	// Refusing says that listeners are closed because no ztunnel has been there for long.
+	Refusing bool        `json:"refusing,omitempty"`
+	Pods     []PodStatus `json:"pods"`
+	// More says that pods with a greater uid follow.
+	More bool `json:"more,omitempty"`
+}
+
+// PodStatus is one sandbox.
+type PodStatus struct {
+	UID            string       `json:"uid"`
+	Namespace      string       `json:"namespace"`
+	Name           string       `json:"name"`
+	ContainerID    string       `json:"containerID"`
+	Netns          string       `json:"netns"`
+	Addresses      []netip.Addr `json:"addresses,omitempty"`
+	Phase          string       `json:"phase"`
+	ServiceAccount string       `json:"serviceAccount,omitempty"`
+	// Interfaces have capture; Guarded are those of them, counted, whose host end has guard.
+	Interfaces []string `json:"interfaces,omitempty"`
+	Guarded    int      `json:"guarded,omitempty"`
+	// Listeners says of each slot "held" by the agent, "ztunnel" for held by ztunnel alone, or "empty".
+	Listeners map[string]string `json:"listeners,omitempty"`
+	// Verdicts counts by reason; reasons that never occurred are left out.
+	Verdicts map[string]uint64 `json:"verdicts,omitempty"`
+	// Drift is what differs from what was attached; Problem is why the pod is not as it should be.
+	Drift   []string `json:"drift,omitempty"`
+	Problem string   `json:"problem,omitempty"`
+}
+
+// MarkReady has status say that the agent is ready.
+func (e *Enroller) MarkReady() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ready = true
+}
+
+func (e *Enroller) statusPage(after string) Status {
+	e.mu.Lock()
+	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, Pods: []PodStatus{}}
+	e.mu.Unlock()
+	s.Ztunnels = e.cfg.Ztunnels.Connected()
+	for _, p := range e.all() {
+		if p.sandbox.UID <= after {
+			continue
+		}
+		// Sandboxes of one uid stay on one page, because pages continue by uid.
+		if n := len(s.Pods); n >= statusPageSize && s.Pods[n-1].UID != p.sandbox.UID {
+			s.More = true
+			break
+		}
+		s.Pods = append(s.Pods, e.podStatus(p))
+	}
+	return s
+}
+
+func (e *Enroller) podStatus(p *pod) PodStatus {
+	e.mu.Lock()
+	s := PodStatus{
+		UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
+		Netns: p.sandbox.Netns, Addresses: p.sandbox.Addresses(), Phase: string(p.phase), Problem: p.problem,
+	}
+	if p.inMeshLocked() {
+		s.ServiceAccount = p.account
+	}
+	in := p.inside
+	e.mu.Unlock()
+	attached, err := e.cfg.Node.Pod(pinID(p.id()))
+	if err != nil {
+		if !errors.Is(err, bpf.ErrNotAttached) || in != nil {
+			s.Drift = append(s.Drift, err.Error())
+		}
+		return s
+	}
+	defer func() { _ = attached.Close() }()
+	var held []bpf.Slot
+	if in != nil {
+		held = in.set.Held()
+	}
+	s.readPins(attached, held)
+	return s
+}
+
+func (s *PodStatus) readPins(attached *bpf.Pod, held []bpf.Slot) {
+	info := attached.Info()
+	s.Interfaces, s.Guarded = info.Interfaces, len(info.HostIfindexes)
+	s.Listeners = map[string]string{}
+	for _, slot := range listeners.Names() {
+		state := "empty"
+		if _, ok, err := attached.ListenerCookie(slot); err != nil {
+			state = err.Error()
+		} else if ok && slices.Contains(held, slot) {
+			state = "held"
+		} else if ok {
+			state = "ztunnel"
+		}
+		s.Listeners[slot.String()] = state
+	}
+	verdicts, err := attached.Verdicts()
+	if err != nil {
+		s.Drift = append(s.Drift, err.Error())
+	}
+	s.Verdicts = map[string]uint64{}
+	for v, n := range verdicts {
+		if n > 0 {
+			s.Verdicts[v.String()] = n
+		}
+	}
+	s.Drift = append(s.Drift, lines(attached.Check())...)
+}
+
+// lines takes a joined error apart, one mismatch a line.
+func lines(err error) []string {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []string
+		for _, e := range joined.Unwrap() {
+			all = append(all, lines(e)...)
+		}
+		return all
+	}
+	return []string{err.Error()}
+}
+
+// PodsByPhase counts the known pods.
+func (e *Enroller) PodsByPhase() map[string]int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	counts := map[string]int{}
+	for _, p := range e.pods {
+		counts[string(p.phase)]++
+	}
+	return counts
+}
+
+// Statuses is every known pod as status shows it.
+func (e *Enroller) Statuses() []PodStatus {
+	var all []PodStatus
+	for _, p := range e.all() {
+		all = append(all, e.podStatus(p))
+	}
+	return all
+}
