@@ -1,0 +1,282 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+
+/* tcx egress of a pod's own interface: which TCP leaves the pod as it is, and which goes to ztunnel. */
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include "include/destinations.bpf.h"
+#include "include/flow.bpf.h"
+#include "include/packet.bpf.h"
+#include "include/probe_flows.bpf.h"
+#include "include/searching.bpf.h"
+#include "include/steering.bpf.h"
+#include "include/verdict.bpf.h"
+
+enum tag {
+	TAG_NONE = 0,
+	TAG_PROXY = 1, /* ztunnel's own socket, or the child of its listener: never captured */
+	TAG_LOCAL = 2, /* the flow goes to ztunnel */
+	TAG_PASS = 3,  /* the flow leaves as it is */
+};
+
+/* What is known of a socket. The flow is that of the last decision, as the socket sends it, and zero for TAG_PROXY:
+ * a socket can be disconnected and used again, and a listener's tag is inherited by its children.
+ */
+struct socket_tag {
+	__u32 tag;
+	struct flow flow;
+};
+_Static_assert(sizeof(struct socket_tag) == 40, "socket_tag has padding");
+
+/* One map per node. Applications cannot write it, whatever their capabilities. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct socket_tag);
+} socket_tags SEC(".maps");
+
+/* Connections that were open when the pod was enrolled, as their peer sends. The loader sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow);
+	__type(value, __u8);
+	__uint(max_entries, 1);
+} grandfathered SEC(".maps");
+
+/* True: capture every destination, as if the set of destinations were never complete. */
+volatile const bool capture_all = false;
+
+/* bpf2go takes these from the type information, which keeps only what is used. */
+const enum tag *unused_tag __attribute__((unused));
+const enum steering *unused_steering __attribute__((unused));
+const enum verdict *unused_verdict __attribute__((unused));
+
+/* An incomplete set captures: a mesh member must never be taken for a stranger. */
+static __always_inline bool is_captured(const struct address *dst)
+{
+	return capture_all || !set_is_complete() || is_destination(dst);
+}
+
+/* The socket that sends skb, or NULL if that is a request or timewait socket, or none at all. */
+static __always_inline struct bpf_sock *sender(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return sk ? bpf_sk_fullsock(sk) : NULL;
+}
+
+/* A SYN-ACK is sent by a request socket, which has no tag: its listener's counts. */
+static __always_inline struct bpf_sock *sender_or_listener(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct bpf_sock *full;
+
+	if (!sk)
+		return NULL;
+	full = bpf_sk_fullsock(sk);
+	return full ? full : bpf_get_listener_sock(sk);
+}
+
+static __always_inline bool is_from_proxy(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = sender_or_listener(skb);
+	struct socket_tag *tag = sk ? bpf_sk_storage_get(&socket_tags, sk, NULL, 0) : NULL;
+
+	return tag && tag->tag == TAG_PROXY;
+}
+
+/* True if flow is the connection of sk. It is not for the kernel's control socket, which sends resets for all, for a
+ * listener that resets a stranger, and behind address translation inside the pod.
+ */
+static __always_inline bool is_owner(struct bpf_sock *sk, const struct flow *flow)
+{
+	const struct address *dst = &flow->dst;
+	/* Volatile and here: else clang 14 joins this with the read of dst_ip6[3] into one of a computed address,
+	 * and the verifier (6.18) refuses that: "pointer arithmetic on sock prohibited".
+	 */
+	__be32 dst_ip4 = *(volatile __be32 *)&sk->dst_ip4;
+
+	if (sk->src_port != bpf_ntohs(flow->sport) || sk->dst_port != flow->dport)
+		return false;
+	if (is_v4(dst))
+		return dst_ip4 == dst->word[3];
+	return sk->dst_ip6[0] == dst->word[0] && sk->dst_ip6[1] == dst->word[1] &&
+	       sk->dst_ip6[2] == dst->word[2] && sk->dst_ip6[3] == dst->word[3];
+}
+
+static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
+{
+	return a->sport == b->sport && a->dport == b->dport && same_address(&a->dst, &b->dst) &&
+	       same_address(&a->src, &b->src);
+}
+
+/* The tag that an earlier segment of this very flow left. */
+static __always_inline enum tag tag_of(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct bpf_sock *sk = sender(skb);
+	struct socket_tag *tag = sk ? bpf_sk_storage_get(&socket_tags, sk, NULL, 0) : NULL;
+
+	return tag && same_flow(&tag->flow, flow) ? tag->tag : TAG_NONE;
+}
+
+/* Remembers a decision for the segments to come. Without it (no memory, no owner) each is decided anew. */
+static __always_inline void set_tag(struct __sk_buff *skb, const struct flow *flow, enum tag value)
+{
+	struct bpf_sock *sk = sender(skb);
+	struct socket_tag *tag;
+
+	if (!sk || !is_owner(sk, flow))
+		return;
+	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tag)
+		return;
+	tag->tag = value;
+	tag->flow = *flow;
+}
+
+static __always_inline int pass(enum verdict verdict)
+{
+	count(verdict);
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int drop(enum verdict verdict)
+{
+	count(verdict);
+	return TC_ACT_SHOT;
+}
+
+/* Sends the packet back into the pod through lo, where the mark leads it to a local socket. */
+static __always_inline int bounce(struct __sk_buff *skb)
+{
+	/* lo takes only frames for its own address, which is zero. */
+	static const __u8 lo_address[ETH_ALEN];
+
+	if (bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, h_dest), lo_address,
+				ETH_ALEN, 0))
+		return drop(VERDICT_DROP_BOUNCE);
+	skb->mark = STEERING_MARK;
+	return bpf_redirect(STEERING_LOOPBACK_IFINDEX, BPF_F_INGRESS);
+}
+
+/* True if a socket of this namespace, not a listener, is the other end of flow: ztunnel's, at its client's address. */
+static __always_inline bool has_peer(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *peer;
+	bool found;
+	__u32 size;
+
+	if (is_v4(&flow->dst)) {
+		tuple.ipv4.saddr = flow->src.word[3];
+		tuple.ipv4.daddr = flow->dst.word[3];
+		tuple.ipv4.sport = flow->sport;
+		tuple.ipv4.dport = flow->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &flow->src, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &flow->dst, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = flow->sport;
+		tuple.ipv6.dport = flow->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	set_searching(true);
+	peer = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	set_searching(false);
+	if (!peer)
+		return false;
+	found = peer->state != BPF_TCP_LISTEN;
+	bpf_sk_release(peer);
+	return found;
+}
+
+/* Decides a new connection, whatever its socket was used for before. */
+static __always_inline int first_segment(struct __sk_buff *skb, const struct packet *packet)
+{
+	if (!is_captured(&packet->flow.dst)) {
+		set_tag(skb, &packet->flow, TAG_PASS);
+		return pass(VERDICT_PASSTHROUGH);
+	}
+	set_tag(skb, &packet->flow, TAG_LOCAL);
+	count(VERDICT_CAPTURED);
+	return bounce(skb);
+}
+
+/* Decides a segment whose flow bears no tag: the app's side of a delivery, a probe, an old connection, or a packet
+ * that no connection's own socket sends.
+ */
+static __always_inline int untagged_segment(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct flow *flow = &packet->flow;
+	struct flow from_peer;
+
+	if (has_peer(skb, flow)) {
+		set_tag(skb, flow, TAG_LOCAL);
+		count(VERDICT_REPLY);
+		return bounce(skb);
+	}
+	from_peer = reversed(flow);
+	if (is_fresh(&probe_flows, &from_peer, PROBE_FLOW_MAX_AGE)) {
+		set_tag(skb, flow, TAG_PASS);
+		return pass(VERDICT_PROBE_REPLY);
+	}
+	if (bpf_map_lookup_elem(&grandfathered, &from_peer)) {
+		set_tag(skb, flow, TAG_PASS);
+		return pass(VERDICT_GRANDFATHERED);
+	}
+	/* Nothing to protect in it, and refusals depend on it. */
+	if (!packet->payload)
+		return pass(VERDICT_STRAY_CONTROL);
+	if (!is_captured(&flow->dst)) {
+		set_tag(skb, flow, TAG_PASS);
+		return pass(VERDICT_STRAY_PASSTHROUGH);
+	}
+	return drop(VERDICT_DROP_STRAY);
+}
+
+static __always_inline int segment(struct __sk_buff *skb, const struct packet *packet)
+{
+	if (is_syn(packet))
+		return first_segment(skb, packet);
+	switch (tag_of(skb, &packet->flow)) {
+	case TAG_LOCAL:
+		return bounce(skb);
+	case TAG_PASS:
+		return TC_ACT_UNSPEC;
+	default:
+		return untagged_segment(skb, packet);
+	}
+}
+
+SEC("tcx/egress")
+int capture(struct __sk_buff *skb)
+{
+	struct packet packet = {};
+
+	/* First, and uncounted: it is every packet that ztunnel sends. */
+	if (is_from_proxy(skb))
+		return TC_ACT_UNSPEC;
+
+	switch (parse(skb, &packet)) {
+	case SHAPE_TCP:
+		return segment(skb, &packet);
+	case SHAPE_FRAGMENT:
+		/* Ports and flags may be in another fragment, and the receiver may put them together otherwise. */
+		if (is_captured(&packet.flow.dst))
+			return drop(VERDICT_DROP_FRAGMENT);
+		return pass(VERDICT_FRAGMENT);
+	case SHAPE_MALFORMED:
+		return drop(VERDICT_DROP_MALFORMED);
+	case SHAPE_HEADERS:
+		return drop(VERDICT_DROP_HEADERS);
+	default:
+		return pass(VERDICT_NOT_TCP);
+	}
+}
+
+char __license[] SEC("license") = "Dual BSD/GPL";

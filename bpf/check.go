@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+// Check compares the system with what AttachPod and SetListener left: every link attached to this namespace and its
+// interfaces, rules, routes and sysctl in place, every slot filled (those of IPv6 only if the pod has it).
+//
+// All mismatches are named, joined. Call it from the thread's namespace that AttachPod was called from.
+func (p *Pod) Check() error {
+	errs := []error{p.checkNetns(), p.checkSlots()}
+	for _, i := range p.info.HostIfindexes {
+		errs = append(errs, p.checkLink(guardPin(i), uint64(i)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("pod %q: %w", p.info.ID, err)
+	}
+	return nil
+}
+
+func (p *Pod) checkNetns() error {
+	ns, err := netns.Open(p.info.NetnsPath)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	return ns.Do(func() error {
+		cookie, err := currentNetnsCookie()
+		if err != nil {
+			return err
+		}
+		if cookie != p.info.NetnsCookie {
+			return fmt.Errorf("netns %q is not the one that was attached", p.info.NetnsPath)
+		}
+		errs := []error{
+			p.checkLink(dispatchLink, p.info.NetnsInode),
+			p.checkLink(localLink, uint64(loopbackIfindex)),
+			checkSteering(p.info.IPv6),
+		}
+		for _, name := range p.info.Interfaces {
+			errs = append(errs, p.checkInterface(name))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func (p *Pod) checkInterface(name string) error {
+	indexes, err := ifindexes([]string{name})
+	if err != nil {
+		return err
+	}
+	if err := p.checkLink(capturePin(indexes[0]), uint64(indexes[0])); err != nil {
+		return fmt.Errorf("interface %q: %w", name, err)
+	}
+	return nil
+}
+
+func (p *Pod) checkLink(pin string, want uint64) error {
+	got, err := pinTarget(filepath.Join(p.dir, pin))
+	if err != nil {
+		return fmt.Errorf("link %s: %w", pin, err)
+	}
+	if got != want {
+		return fmt.Errorf("link %s: attached to %d, want %d (0 means detached)", pin, got, want)
+	}
+	return nil
+}
+
+func (p *Pod) checkSlots() error {
+	var errs []error
+	for _, s := range Slots() {
+		if s.IsIPv6() && !p.info.IPv6 {
+			continue
+		}
+		_, ok, err := p.ListenerCookie(s)
+		if err == nil && !ok {
+			err = fmt.Errorf("slot %v is empty", s)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// Pods lists the attached pods, sorted by id. Pods that cannot be read are left out and named in the error; Collect
+// removes them.
+func (n *Node) Pods() ([]PodInfo, error) {
+	ids, err := n.ids(podsDir)
+	if err != nil {
+		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	var (
+		pods []PodInfo
+		errs []error
+	)
+	for _, id := range ids {
+		info, err := readInfoPin(filepath.Join(n.root, podsDir, id, infoMap))
+		switch {
+		case err == nil:
+			pods = append(pods, info)
+		case errors.Is(err, os.ErrNotExist) && !n.hasTrace(id): // detached since we listed it
+		default:
+			errs = append(errs, fmt.Errorf("pod %q: %w", id, err))
+		}
+	}
+	return pods, errors.Join(errs...)
+}
+
+// Collect removes the pods that keep does not want, and always those whose namespace is gone, that are of an earlier
+// boot, cannot be read, or were left half-made by a process that died. nil keeps all others.
+//
+// Pods that another process attaches or detaches just now are left alone. It continues past errors and joins them;
+// removed names what is gone, also then.
+func (n *Node) Collect(keep func(PodInfo) bool) (removed []string, err error) {
+	bootID, err := readBootID()
+	if err != nil {
+		return nil, fmt.Errorf("collect: %w", err)
+	}
+	half, err := n.ids(workDir)
+	if err != nil {
+		return nil, fmt.Errorf("collect: %w", err)
+	}
+	attached, err := n.ids(podsDir)
+	if err != nil {
+		return nil, fmt.Errorf("collect: %w", err)
+	}
+	ids := slices.Compact(slices.Sorted(slices.Values(append(half, attached...))))
+	var errs []error
+	for _, id := range ids {
+		gone, err := n.collectPod(id, bootID, keep)
+		if gone {
+			removed = append(removed, id)
+		}
+		if err != nil && !errors.Is(err, errBusy) {
+			errs = append(errs, fmt.Errorf("collect pod %q: %w", id, err))
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+func (n *Node) collectPod(id, bootID string, keep func(PodInfo) bool) (removed bool, err error) {
+	lock, err := n.lockPod(id, false)
+	if err != nil {
+		return false, err
+	}
+	defer lock.release()
+	half := exists(lock.newDir()) || exists(lock.oldDir())
+	dir := filepath.Join(n.root, podsDir, id)
+	if n.isWanted(dir, bootID, keep) {
+		return half, errors.Join(takeDown(lock.newDir()), takeDown(lock.oldDir()))
+	}
+	if !half && !exists(dir) {
+		return false, nil
+	}
+	err = n.detachLocked(id, lock)
+	return err == nil, err
+}
+
+func (n *Node) isWanted(dir, bootID string, keep func(PodInfo) bool) bool {
+	info, err := readInfoPin(filepath.Join(dir, infoMap))
+	if err != nil || info.BootID != bootID {
+		return false
+	}
+	// Severed: the namespace is gone, or somebody detached dispatch.
+	if target, err := pinTarget(filepath.Join(dir, dispatchLink)); err != nil || target == 0 {
+		return false
+	}
+	return keep == nil || keep(info)
+}
+
+// ids lists the folders in a folder of the root.
+func (n *Node) ids(dir string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(n.root, dir))
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, nil
+}
+
+func readInfoPin(path string) (PodInfo, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return PodInfo{}, err
+	}
+	defer func() { _ = m.Close() }()
+	return readInfo(m)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

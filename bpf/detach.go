@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+// DetachPod takes everything of a pod away: links, pins and, if its namespace is alive, rules, routes and sysctl.
+//
+// It continues past errors, joins them, and may be called again. A pod that is not attached is no error.
+func (n *Node) DetachPod(id string) error {
+	if err := validID(id); err != nil {
+		return fmt.Errorf("detach pod: %w", err)
+	}
+	if !n.hasTrace(id) {
+		return nil
+	}
+	lock, err := n.lockPod(id, true)
+	if err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	defer lock.release()
+	if err := n.detachLocked(id, lock); err != nil {
+		return fmt.Errorf("detach pod %q: %w", id, err)
+	}
+	return nil
+}
+
+func (n *Node) hasTrace(id string) bool {
+	for _, dir := range []string{podsDir, workDir} {
+		if _, err := os.Stat(filepath.Join(n.root, dir, id)); !errors.Is(err, os.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+// detachLocked takes the pod off the list, then apart. If that fails half-way, what is left is in the lock's folder,
+// where the next call or Collect finds it.
+func (n *Node) detachLocked(id string, lock *podLock) error {
+	errs := []error{takeDown(lock.newDir()), takeDown(lock.oldDir())}
+	err := os.Rename(filepath.Join(n.root, podsDir, id), lock.oldDir())
+	if errors.Is(err, os.ErrNotExist) {
+		return errors.Join(errs...)
+	}
+	return errors.Join(append(errs, err, takeDown(lock.oldDir()))...)
+}
+
+// takeDown takes apart a pod's folder, finished or half-made. A folder that is not there is no error.
+func takeDown(dir string) error {
+	pins, err := linkPins(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// In the order of their names capture comes first: while dispatch is there, what was bounced finds its listener.
+	var errs []error
+	for _, pin := range pins {
+		if err := detachPin(filepath.Join(dir, pin)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if info, err := readInfoPin(filepath.Join(dir, infoMap)); err == nil {
+		errs = append(errs, unsteerPod(&info))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // the record stays, for the next try
+	}
+	return os.RemoveAll(dir)
+}
+
+// unsteerPod undoes steer if the pod's namespace is still the one behind its path.
+func unsteerPod(info *PodInfo) error {
+	ns, err := netns.Open(info.NetnsPath)
+	if err != nil {
+		return nil // gone, and rules and routes with it
+	}
+	defer func() { _ = ns.Close() }()
+	return ns.Do(func() error {
+		if cookie, err := currentNetnsCookie(); err != nil || cookie != info.NetnsCookie {
+			return err
+		}
+		return unsteer(info.LoopbackWasOpen)
+	})
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+
+#include "flow.bpf.h"
+
+/* Not in the user API headers. */
+#define IPV4_VERSION        4
+#define IPV4_FRAGMENT_BITS  bpf_htons(0x3fff) /* more fragments, and the offset */
+#define IPV4_MIN_IHL        5
+#define TCP_MIN_DOFF        5
+#define IPV6_EXTENSION_UNIT 8
+#define IPV6_AH_UNIT        4
+#define IPV6_MAX_EXTENSIONS 8
+
+/* RFC 8200 section 4.5. */
+struct ipv6_fragment {
+	__u8 nexthdr;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+enum shape {
+	SHAPE_OTHER,     /* not TCP; the packet is not filled */
+	SHAPE_TCP,       /* flow, flags and payload are valid */
+	SHAPE_FRAGMENT,  /* may be TCP; only the addresses are valid */
+	SHAPE_MALFORMED, /* headers cut short or inconsistent; nothing is valid */
+	SHAPE_HEADERS, /* IPv6 extension headers that are not followed; only the addresses are valid */
+};
+
+struct packet {
+	struct flow flow;
+	__be32 flags; /* TCP_FLAG_* */
+	bool payload; /* true if in doubt */
+};
+
+/* Offsets count from the network header: what is before it depends on the device. */
+static __always_inline bool load(struct __sk_buff *skb, __u32 offset, void *to, __u32 size)
+{
+	return !bpf_skb_load_bytes_relative(skb, offset, to, size, BPF_HDR_START_NET);
+}
+
+/* total is the length of the packet without its link header; 0 if it does not fit the header's field (BIG TCP). */
+static __always_inline enum shape parse_tcp(struct __sk_buff *skb, __u32 offset, __u32 total,
+					    struct packet *packet)
+{
+	struct tcphdr tcp;
+
+	if (!load(skb, offset, &tcp, sizeof(tcp)) || tcp.doff < TCP_MIN_DOFF)
+		return SHAPE_MALFORMED;
+	packet->flow.sport = tcp.source;
+	packet->flow.dport = tcp.dest;
+	packet->flags = tcp_flag_word(&tcp);
+	packet->payload = !total || total > offset + tcp.doff * sizeof(__be32);
+	return SHAPE_TCP;
+}
+
+static __always_inline enum shape parse_ipv4(struct __sk_buff *skb, struct packet *packet)
+{
+	struct iphdr ip;
+
+	if (!load(skb, 0, &ip, sizeof(ip)) || ip.version != IPV4_VERSION || ip.ihl < IPV4_MIN_IHL)
+		return SHAPE_MALFORMED;
+	if (ip.protocol != IPPROTO_TCP)
+		return SHAPE_OTHER;
+	packet->flow.src = from_v4(ip.saddr);
+	packet->flow.dst = from_v4(ip.daddr);
+	if (ip.frag_off & IPV4_FRAGMENT_BITS)
+		return SHAPE_FRAGMENT;
+	return parse_tcp(skb, ip.ihl * sizeof(__be32), bpf_ntohs(ip.tot_len), packet);
+}
+
+/* What follows a fragment header in the first fragment: anything that is or may lead to TCP counts. */
+static __always_inline enum shape fragment_of(__u8 nexthdr)
+{
+	switch (nexthdr) {
+	case IPPROTO_TCP:
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_DSTOPTS:
+	case IPPROTO_FRAGMENT:
+	case IPPROTO_AH:
+		return SHAPE_FRAGMENT;
+	default:
+		return SHAPE_OTHER;
+	}
+}
+
+static __always_inline enum shape parse_ipv6(struct __sk_buff *skb, struct packet *packet)
+{
+	struct ipv6hdr ip;
+	struct ipv6_rt_hdr ext; /* the fields that all extension headers share come first */
+	struct ipv6_fragment fragment;
+	__u32 offset = sizeof(ip);
+	__u32 total;
+	__u8 nexthdr;
+
+	if (!load(skb, 0, &ip, sizeof(ip)))
+		return SHAPE_MALFORMED;
+	__builtin_memcpy(&packet->flow.src, &ip.saddr, sizeof(packet->flow.src));
+	__builtin_memcpy(&packet->flow.dst, &ip.daddr, sizeof(packet->flow.dst));
+	total = ip.payload_len ? sizeof(ip) + bpf_ntohs(ip.payload_len) : 0;
+	nexthdr = ip.nexthdr;
+
+	for (int i = 0; i <= IPV6_MAX_EXTENSIONS; i++) {
+		switch (nexthdr) {
+		case IPPROTO_TCP:
+			return parse_tcp(skb, offset, total, packet);
+		case IPPROTO_FRAGMENT:
+			if (!load(skb, offset, &fragment, sizeof(fragment)))
+				return SHAPE_MALFORMED;
+			return fragment_of(fragment.nexthdr);
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_AH:
+			break;
+		default:
+			return SHAPE_OTHER;
+		}
+		if (!load(skb, offset, &ext, sizeof(ext)))
+			return SHAPE_MALFORMED;
+		/* The header's destination is then only the next stop. */
+		if (nexthdr == IPPROTO_ROUTING && ext.segments_left)
+			return SHAPE_HEADERS;
+		/* RFC 4302 section 2.2: AH counts in other units than all others. */
+		offset += nexthdr == IPPROTO_AH ? (ext.hdrlen + 2) * IPV6_AH_UNIT
+						: (ext.hdrlen + 1) * IPV6_EXTENSION_UNIT;
+		nexthdr = ext.nexthdr;
+	}
+	return SHAPE_HEADERS;
+}
+
+/* Fills packet, which must be zero, from a packet of IP or of anything else. */
+static __always_inline enum shape parse(struct __sk_buff *skb, struct packet *packet)
+{
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return parse_ipv4(skb, packet);
+	case bpf_htons(ETH_P_IPV6):
+		return parse_ipv6(skb, packet);
+	default:
+		return SHAPE_OTHER;
+	}
+}
+
+/* The first segment of a connection: SYN without ACK, whatever else is set. */
+static __always_inline bool is_syn(const struct packet *packet)
+{
+	return (packet->flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+var (
+	// ErrNotLoaded reports a pin root below which no agent has loaded the node's maps.
+	ErrNotLoaded = errors.New("the node's maps are not loaded")
+	// ErrNotAttached reports a pod without programs.
+	ErrNotAttached = errors.New("pod is not attached")
+)
+
+// Folders below the pin root.
+const (
+	nodeDir = "node"
+	podsDir = "pods"
+	workDir = "work"
+)
+
+// nodeMaps is what all pods of a node share.
+type nodeMaps struct {
+	SocketTags   *ebpf.Map
+	ProbeFlows   *ebpf.Map
+	Destinations *ebpf.Map
+	Complete     *ebpf.Map
+}
+
+// byName's keys are the names of the maps in C and of their pins.
+func (m *nodeMaps) byName() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		captureMapSocketTags:   &m.SocketTags,
+		captureMapProbeFlows:   &m.ProbeFlows,
+		captureMapDestinations: &m.Destinations,
+		captureMapComplete:     &m.Complete,
+	}
+}
+
+// Node is the shared part of the datapath and the way to its pods. Safe for concurrent use, also by other processes.
+type Node struct {
+	root string
+	maps nodeMaps
+}
+
+// LoadNode returns the node pinned below root, after creating what is missing of it.
+//
+// root need not exist, but must be on a bpffs. Maps of another shape than ours are an error wrapping
+// [ebpf.ErrMapIncompatible]; nothing is deleted. The caller closes the Node; the pins stay.
+func LoadNode(root string) (*Node, error) {
+	if err := requireBPFFS(root); err != nil {
+		return nil, fmt.Errorf("load node: %w", err)
+	}
+	// Without CAP_SYS_RESOURCE this fails, which matters only before Linux 5.11; creating a map then says so.
+	_ = rlimit.RemoveMemlock()
+	for _, dir := range []string{nodeDir, podsDir, workDir} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("load node: %w", err)
+		}
+	}
+	return openNode(root, createPinned)
+}
+
+// OpenNode returns the node pinned below root. It wraps [ErrNotLoaded] if [LoadNode] was never called there. The
+// caller closes the Node.
+func OpenNode(root string) (*Node, error) {
+	return openNode(root, openPinned)
+}
+
+func openNode(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, error)) (_ *Node, err error) {
+	spec, err := loadCapture()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{root: root}
+	for name, m := range n.maps.byName() {
+		path := filepath.Join(root, nodeDir, name)
+		if *m, err = open(path, spec.Maps[name]); err != nil {
+			_ = n.Close()
+			return nil, fmt.Errorf("open node %q: map %q: %w", root, name, err)
+		}
+	}
+	return n, nil
+}
+
+// openPinned opens a map that must be there.
+func openPinned(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w (no pin %q)", ErrNotLoaded, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Compatible(m); err != nil {
+		_ = m.Close()
+		return nil, fmt.Errorf("pin %q is of another version: %w", path, err)
+	}
+	return m, nil
+}
+
+// createPinned opens a map, or creates and pins it. Of two processes that create it at once, one loses and opens the
+// other's.
+func createPinned(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := openPinned(path, spec)
+	if !errors.Is(err, ErrNotLoaded) {
+		return m, err
+	}
+	if m, err = ebpf.NewMap(spec); err != nil {
+		return nil, err
+	}
+	if err = m.Pin(path); err == nil {
+		return m, nil
+	}
+	_ = m.Close()
+	if errors.Is(err, os.ErrExist) {
+		return openPinned(path, spec)
+	}
+	return nil, err
+}
+
+// Close lets go of the maps. What is pinned and attached stays. Pods of n must not be used afterwards.
+func (n *Node) Close() error {
+	var errs []error
+	for m := range maps.Values(n.maps.byName()) {
+		if *m != nil {
+			errs = append(errs, (*m).Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// TagSocket tells capture what to do with the socket's packets, from the next one on.
+//
+// [TagProxy] exempts them, [TagNone] takes that back. Tag before connect or listen; sockets accepted from a tagged
+// listener inherit it. The socket's network namespace does not matter. Other tags are capture's own: an error.
+func (n *Node) TagSocket(fd int, t Tag) error {
+	if t != TagProxy && t != TagNone {
+		return fmt.Errorf("tag socket: tag %v is not for sockets to be given", t)
+	}
+	value := captureSocketTag{Tag: uint32(t)}
+	if err := n.maps.SocketTags.Put(uint32(fd), &value); err != nil {
+		return fmt.Errorf("tag socket %v: %w", t, err)
+	}
+	return nil
+}
+
+// SocketTag returns the socket's tag, [TagNone] if it has none.
+func (n *Node) SocketTag(fd int) (Tag, error) {
+	var value captureSocketTag
+	err := n.maps.SocketTags.Lookup(uint32(fd), &value)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return TagNone, nil
+	}
+	if err != nil {
+		return TagNone, fmt.Errorf("read socket tag: %w", err)
+	}
+	return Tag(value.Tag), nil
+}
