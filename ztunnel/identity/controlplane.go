@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -31,13 +30,14 @@ type ControlPlane struct {
 	// Address is unix:///path, in clear: the socket's own permissions guard it. Or https://host:port; a bare host:port
 	// means the same.
 	Address string
-	// RootCAFile holds the PEM certificates that the server's must lead to, re-read for each connection.
-	// Empty means the system's. Unused for unix.
-	RootCAFile string
+	// RootCA says what the server's certificate must lead to: PEM text, or a file of it that is re-read for each
+	// connection. Empty or "SYSTEM" means the system's roots. Unused for unix.
+	RootCA string
 	// ServerName is accepted instead of Address's host if not empty.
 	ServerName string
-	// TokenFile holds the bearer token, re-read for each call. Empty means none.
-	TokenFile string
+	// Token is the bearer token, or, if there is a slash in it, a file that is re-read for each call.
+	// Empty means none. Unused for unix, where it would be readable on the way.
+	Token string
 	// ClusterID is sent as metadata "clusterid" unless empty.
 	ClusterID string
 	// Headers are further gRPC metadata; keys are lower case.
@@ -47,12 +47,13 @@ type ControlPlane struct {
 // Local tells whether the control plane is on this machine, behind a unix socket.
 func (c ControlPlane) Local() bool { return strings.HasPrefix(c.Address, "unix:") }
 
-// Validate returns all mistakes at once.
+// Validate returns an error unless Address can be dialled.
 func (c ControlPlane) Validate() error {
-	_, err := c.hostPort()
 	if c.Local() {
-		_, err = c.socket()
+		_, err := c.socket()
+		return err
 	}
+	_, err := c.hostPort()
 	return err
 }
 
@@ -121,15 +122,9 @@ func (c ControlPlane) tls(target string) *tls.Config {
 
 func (c ControlPlane) verify(state tls.ConnectionState, name string) error {
 	options := x509.VerifyOptions{DNSName: name, Intermediates: x509.NewCertPool()}
-	if c.RootCAFile != "" {
-		pem, err := os.ReadFile(c.RootCAFile)
-		if err != nil {
-			return fmt.Errorf("control plane root: %w", err)
-		}
-		options.Roots = x509.NewCertPool()
-		if !options.Roots.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("control plane root: no PEM certificate in %q", c.RootCAFile)
-		}
+	var err error
+	if options.Roots, err = c.roots(); err != nil {
+		return fmt.Errorf("control plane root: %w", err)
 	}
 	if len(state.PeerCertificates) == 0 {
 		return ErrNoCertificate
@@ -137,8 +132,41 @@ func (c ControlPlane) verify(state tls.ConnectionState, name string) error {
 	for _, cert := range state.PeerCertificates[1:] {
 		options.Intermediates.AddCert(cert)
 	}
-	_, err := state.PeerCertificates[0].Verify(options)
+	_, err = state.PeerCertificates[0].Verify(options)
 	return err
+}
+
+func (c ControlPlane) roots() (*x509.CertPool, error) {
+	if c.RootCA == "" || c.RootCA == "SYSTEM" {
+		return x509.SystemCertPool()
+	}
+	text := []byte(c.RootCA)
+	if !strings.Contains(c.RootCA, "-----BEGIN") {
+		var err error
+		if text, err = os.ReadFile(c.RootCA); err != nil {
+			return nil, err
+		}
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("no PEM certificate in %.40q", c.RootCA)
+	}
+	return pool, nil
+}
+
+func (c ControlPlane) token() (string, error) {
+	if !strings.Contains(c.Token, "/") {
+		return c.Token, nil
+	}
+	text, err := os.ReadFile(c.Token)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(text))
+	if token == "" {
+		return "", fmt.Errorf("%s is empty", c.Token)
+	}
+	return token, nil
 }
 
 // callCredentials puts the metadata of a ControlPlane on each call.
@@ -152,18 +180,14 @@ func (c callCredentials) GetRequestMetadata(context.Context, ...string) (map[str
 	if c.ClusterID != "" {
 		metadata["clusterid"] = c.ClusterID
 	}
-	if c.TokenFile == "" {
+	if c.Token == "" || c.Local() {
 		return metadata, nil
 	}
-	token, err := os.ReadFile(c.TokenFile)
+	token, err := c.token()
 	if err != nil {
 		return nil, fmt.Errorf("bearer token: %w", err)
 	}
-	trimmed := strings.TrimSpace(string(token))
-	if trimmed == "" {
-		return nil, errors.New("bearer token: " + c.TokenFile + " is empty")
-	}
-	metadata["authorization"] = "Bearer " + trimmed
+	metadata["authorization"] = "Bearer " + token
 	return metadata, nil
 }
 
