@@ -20,6 +20,9 @@ const (
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
 )
 
+// maxNamed bounds a refusal's text: control planes read requests of a few MiB at most.
+const maxNamed = 200
+
 // accepted is what one response amounts to: the good resources, and the names of those with their versions.
 type accepted struct {
 	update   Update
@@ -50,6 +53,9 @@ func parseResponse(r *discoveryv3.DeltaDiscoveryResponse) (accepted, error) {
 			continue
 		}
 		out.versions[name] = resource.GetVersion()
+	}
+	if len(bad) > maxNamed {
+		bad = append(bad[:maxNamed], fmt.Sprintf("and %d more", len(bad)-maxNamed))
 	}
 	if len(bad) > 0 {
 		return out, errors.New(strings.Join(bad, "; "))
