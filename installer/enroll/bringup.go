@@ -77,7 +77,7 @@ func (e *Enroller) install(p *pod, in *inside, attach bool, u *undo) error {
 	var attached *bpf.Pod
 	var err error
 	if attach {
-		attached, err = e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll, true))
+		attached, err = e.attachRunning(p, in)
 		if err == nil {
 			u.add(func() { e.detach(p) })
 		}
@@ -92,6 +92,18 @@ func (e *Enroller) install(p *pod, in *inside, attach bool, u *undo) error {
 		return fmt.Errorf("pins of pod are for network namespace %d, the pod's is %d", info.NetnsInode, p.netns.Inode)
 	}
 	return in.set.Install(attached)
+}
+
+// attachRunning fills the slots before the first program runs, so that no new connection of the pod is refused, and
+// leaves its open connections alone.
+func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err error) {
+	err = in.set.Use(func(fds map[bpf.Slot]int) (err error) {
+		cfg := podConfig(p, e.cfg.CaptureAll)
+		cfg.Grandfather, cfg.Listeners = true, fds
+		attached, err = e.cfg.Node.AttachPod(cfg)
+		return err
+	})
+	return attached, err
 }
 
 func (e *Enroller) detach(p *pod) {
@@ -176,10 +188,10 @@ func (e *Enroller) removeFromZtunnels(p *pod) {
 	}
 }
 
-func podConfig(p *pod, captureAll, grandfather bool) bpf.PodConfig {
+func podConfig(p *pod, captureAll bool) bpf.PodConfig {
 	c := bpf.PodConfig{
 		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
-		NetnsPath: p.sandbox.Netns, CaptureAll: captureAll, Grandfather: grandfather,
+		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns, CaptureAll: captureAll,
 	}
 	for _, i := range p.sandbox.Interfaces {
 		if i.Name == "lo" {

@@ -28,9 +28,6 @@ func (e *Enroller) Run(ctx context.Context, changes <-chan struct{}) {
 		case <-e.kick:
 		case <-changes:
 		case <-tick.C:
-			if err := e.collect(); err != nil {
-				e.log.Warn("collect", "err", err)
-			}
 		}
 	}
 }
@@ -50,6 +47,10 @@ func (e *Enroller) Reconcile(ctx context.Context) {
 		if e.setProblem(p, problem) && problem != "" {
 			e.podLog(p).Warn("pod is not as it should be", "problem", problem)
 		}
+	}
+	// Last: a live pod whose programs somebody detached was repaired above, and is no garbage.
+	if err := e.collect(); err != nil {
+		e.log.Warn("collect", "err", err)
 	}
 }
 
@@ -112,7 +113,7 @@ func (e *Enroller) repair(ctx context.Context, p *pod) error {
 	attached, err := e.cfg.Node.Pod(pinID(p.id()))
 	if errors.Is(err, bpf.ErrNotAttached) {
 		e.podLog(p).Warn("pins of pod are gone; attaching anew")
-		attached, err = e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll, true))
+		attached, err = e.attachRunning(p, in)
 	}
 	if err != nil {
 		return err
@@ -135,7 +136,7 @@ func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
 		return nil
 	}
 	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift)
-	again, err := e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll, false))
+	again, err := e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll))
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
-// Restore rebuilds what an agent before this one knew, from pins, records and the pods' namespaces, and removes what is
-// left of pods that are gone. Pods in the mesh go on undisturbed; call it before any ztunnel is accepted, so that the
+// Restore rebuilds what an agent before this one knew, from pins, records and the pods' namespaces, and forgets
+// pods that are gone. Pods in the mesh go on undisturbed; call it before any ztunnel is accepted, so that the
 // first snapshot names them all.
 func (e *Enroller) Restore() error {
 	records, err := e.loadRecords()
@@ -24,7 +24,7 @@ func (e *Enroller) Restore() error {
 	}
 	infos, err := e.cfg.Node.Pods()
 	if err != nil {
-		return fmt.Errorf("list attached pods: %w", err)
+		e.log.Warn("some attached pods cannot be read; they are removed", "err", err)
 	}
 	pinned := map[string]bpf.PodInfo{} // by container id
 	for _, info := range infos {
@@ -43,7 +43,7 @@ func (e *Enroller) Restore() error {
 			e.restorePod(p, true)
 		}
 	}
-	return errors.Join(e.collect(), e.dropStaleWorkloads())
+	return e.dropStaleWorkloads()
 }
 
 // restorePod takes a pod up again if its namespace is still there. One whose ADD died between attaching and serving is
@@ -78,6 +78,7 @@ func (e *Enroller) restorePod(p *pod, isPinned bool) {
 func (e *Enroller) podFromPins(info bpf.PodInfo) *pod {
 	p := newPod(nodeapi.Pod{
 		UID: info.UID, Namespace: info.Namespace, Name: info.Name, ContainerID: info.ContainerID, Netns: info.NetnsPath,
+		Network: info.Network,
 	}, namespace{Inode: info.NetnsInode, Cookie: info.NetnsCookie})
 	ns, err := netns.Open(info.NetnsPath)
 	if err != nil {

@@ -101,6 +101,27 @@ func (e *Enroller) podStatus(p *pod) PodStatus {
 	return s
 }
 
+// PinnedStatuses is what the pins alone tell, for when no agent answers.
+func PinnedStatuses(node *bpf.Node) ([]PodStatus, error) {
+	infos, err := node.Pods()
+	all := []PodStatus{}
+	for _, info := range infos {
+		s := PodStatus{
+			UID: info.UID, Namespace: info.Namespace, Name: info.Name, ContainerID: info.ContainerID,
+			Netns: info.NetnsPath, Phase: "attached",
+		}
+		attached, err := node.Pod(info.ID)
+		if err != nil {
+			s.Drift = append(s.Drift, err.Error())
+		} else {
+			s.readPins(attached, nil)
+			_ = attached.Close()
+		}
+		all = append(all, s)
+	}
+	return all, err
+}
+
 func (s *PodStatus) readPins(attached *bpf.Pod, held []bpf.Slot) {
 	info := attached.Info()
 	s.Interfaces, s.Guarded = info.Interfaces, len(info.HostIfindexes)

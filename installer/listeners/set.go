@@ -191,6 +191,13 @@ func (s *Set) Duplicate() (slots []bpf.Slot, fds []int, err error) {
 	return slots, fds, nil
 }
 
+// Use calls fn with the held descriptors, which stay open until it returns. fn must not call s.
+func (s *Set) Use(fn func(fds map[bpf.Slot]int) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fn(s.fds)
+}
+
 // Held lists the slots whose listener this set holds.
 func (s *Set) Held() []bpf.Slot {
 	s.mu.Lock()

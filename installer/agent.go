@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/installer/enroll"
+	"github.com/sluice-mesh/sluice/installer/ztunnels"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+func agentCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var c agentConfig
+	fs := newFlagSet("agent", stdout)
+	c.declare(fs)
+	if err := parse(fs, args, c.complete); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.NodeName)
+	a := &agent{cfg: c, log: log}
+	return a.run(ctx)
+}
+
+// agent is the node agent's parts, in the order in which they start.
+//
+//	maps ─► catalog ─► restore ─► control plane ─► ZDS, node API ─► compare ─► CNI ─► ready
+//
+// Restoring comes before ZDS: a ztunnel stops whatever the first snapshot does not name.
+type agent struct {
+	cfg agentConfig
+	log *slog.Logger
+
+	node     *bpf.Node
+	catalog  *controlplane.Catalog
+	ztunnels *ztunnels.Server
+	enroller *enroll.Enroller
+	api      *nodeapi.Server
+	health   health
+}
+
+// run is the agent's life. When ctx ends it hangs up and returns nil; nothing is taken off any pod.
+func (a *agent) run(ctx context.Context) error {
+	lock, err := a.claimNode(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := a.load(); err != nil {
+		return err
+	}
+	defer func() { _ = a.node.Close() }()
+	changes, cancel := a.catalog.Subscribe()
+	defer cancel()
+	if err := a.prepare(); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.catalog.Run(ctx) })
+	if err := a.startControlPlane(ctx, g); err != nil {
+		return a.stop(g, err)
+	}
+	g.Go(func() error { return a.followLastKnown(ctx) })
+	g.Go(func() error { return a.ztunnels.Serve(ctx) })
+	g.Go(func() error { return a.api.Serve(ctx) })
+	g.Go(func() error { a.enroller.Run(ctx, changes); return nil })
+	g.Go(func() error { return a.becomeReady(ctx) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	a.log.Info("agent stopped; enrolled pods stay enrolled", "err", err)
+	return err
+}
+
+// stop is for the errors of steps between goroutines: the error ends those already running.
+func (a *agent) stop(g *errgroup.Group, err error) error {
+	g.Go(func() error { return err })
+	return g.Wait()
+}
+
+// load opens what does not depend on other processes of ours.
+func (a *agent) load() error {
+	for _, dir := range []string{a.cfg.RunDir, a.cfg.StateDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := bpf.EnsureBPFFS(nearestExisting(a.cfg.PinRoot)); err != nil {
+		return err
+	}
+	var err error
+	if a.node, err = bpf.LoadNode(a.cfg.PinRoot); err != nil {
+		return err
+	}
+	a.catalog, err = controlplane.NewCatalog(controlplane.CatalogConfig{
+		ManifestsDir: a.cfg.ManifestsDir, WorkloadsDir: a.cfg.WorkloadsDir,
+		LastGoodDir: filepath.Join(a.cfg.StateDir, "lastgood"), Logger: a.log,
+	})
+	if err != nil {
+		return errors.Join(err, a.node.Close())
+	}
+	return nil
+}
+
+// nearestExisting is path or its first parent that exists: what has to be on a bpffs.
+func nearestExisting(path string) string {
+	for {
+		if _, err := os.Stat(path); err == nil || path == "/" {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// prepare opens the sockets and finds the pods that are in the mesh already. Nobody is answered yet.
+func (a *agent) prepare() (err error) {
+	if err := a.saveLastKnown(); err != nil {
+		return err
+	}
+	a.ztunnels, err = ztunnels.Listen(ztunnels.Config{
+		Path: a.cfg.ztunnelSocket(), Logger: a.log, Changed: func() { a.enroller.Kick() },
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			a.ztunnels.Close()
+		}
+	}()
+	a.enroller, err = enroll.New(enroll.Config{
+		Node: a.node, Ztunnels: a.ztunnels, Catalog: a.catalog,
+		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, CaptureAll: a.cfg.CaptureAll,
+		ServeTimeout: a.cfg.ServeTimeout, Resync: a.cfg.Resync, ProxyDownLimit: a.cfg.ProxyDownLimit, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.enroller.Restore(); err != nil {
+		return fmt.Errorf("restore pods: %w", err)
+	}
+	a.api, err = nodeapi.Listen(a.cfg.agentSocket(), a.enroller, a.log)
+	return err
+}
+
+// startControlPlane returns once the control plane's socket accepts, or has failed to.
+func (a *agent) startControlPlane(ctx context.Context, g *errgroup.Group) error {
+	if a.cfg.XDSAddress != "" {
+		a.log.Info("no embedded control plane: ztunnel uses another", "address", a.cfg.XDSAddress)
+		return nil
+	}
+	cp, err := controlplane.New(controlplane.Config{
+		Catalog: a.catalog, CADir: a.cfg.CADir, Socket: a.cfg.controlPlaneSocket(), ClusterID: a.cfg.ClusterID,
+		TrustDomain: a.cfg.TrustDomain, NodeName: a.cfg.NodeName, MayImpersonate: a.enroller.MayImpersonate, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	g.Go(func() error { return cp.Run(ctx) })
+	select {
+	case <-cp.Ready():
+	case <-ctx.Done(): // Run's error is the group's.
+	}
+	return nil
+}
+
+// becomeReady does what is left to do after everybody is answered, and then says so.
+func (a *agent) becomeReady(ctx context.Context) error {
+	stop, err := a.health.serve(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	a.enroller.Reconcile(ctx)
+	if err := a.cfg.cni.installWhenPossible(ctx, &a.cfg.paths, a.log); err != nil {
+		return err
+	}
+	if err := nodeapi.MarkReady(a.cfg.RunDir); err != nil {
+		return err
+	}
+	a.enroller.MarkReady()
+	a.health.ready.Store(true)
+	a.log.Info("agent ready")
+	<-ctx.Done()
+	return nil
+}

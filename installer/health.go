@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// health is the agent's HTTP page: /metrics and /healthz/ready.
+type health struct {
+	ready atomic.Bool
+	addr  atomic.Value // net.Addr, once serving
+}
+
+// serve listens if an address is configured and answers until stop is called.
+func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
+	if a.cfg.MetricsAddress == "" {
+		return func() {}, nil
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", a.cfg.MetricsAddress)
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	h.addr.Store(ln.Addr())
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(&collector{a})
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz/ready", h.serveReady)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	return func() {
+		_ = srv.Close()
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			a.log.Warn("metrics", "err", err)
+		}
+	}, nil
+}
+
+func (h *health) serveReady(w http.ResponseWriter, _ *http.Request) {
+	if !h.ready.Load() {
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ready\n")
+}
+
+// collector reads the agent's figures when asked.
+type collector struct{ a *agent }
+
+var (
+	ztunnelsDesc = prometheus.NewDesc("sluice_agent_ztunnels_connected", "Ztunnels connected over ZDS.", nil, nil)
+	podsDesc     = prometheus.NewDesc("sluice_agent_pods", "Known pods by how far into the mesh they are.", []string{"phase"}, nil)
+	troubleDesc  = prometheus.NewDesc("sluice_agent_pods_troubled", "Pods that are not as they should be.", nil, nil)
+	verdictsDesc = prometheus.NewDesc("sluice_verdicts_total", "Datapath verdicts of an enrolled pod, by reason.",
+		[]string{"namespace", "pod", "reason"}, nil)
+)
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc} {
+		ch <- d
+	}
+}
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	gauge(ztunnelsDesc, c.a.ztunnels.Connected())
+	for phase, n := range c.a.enroller.PodsByPhase() {
+		gauge(podsDesc, n, phase)
+	}
+	troubled := 0
+	sums := map[[3]string]uint64{} // Two sandboxes of one pod name must not be two series of the same labels.
+	for _, p := range c.a.enroller.Statuses() {
+		if p.Problem != "" {
+			troubled++
+		}
+		for reason, n := range p.Verdicts {
+			sums[[3]string{p.Namespace, p.Name, reason}] += n
+		}
+	}
+	gauge(troubleDesc, troubled)
+	for labels, n := range sums {
+		ch <- prometheus.MustNewConstMetric(verdictsDesc, prometheus.CounterValue, float64(n), labels[:]...)
+	}
+}

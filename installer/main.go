@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command sluice-installer is the node agent of Sluice and its command line.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes.
+const (
+	exitOK = iota
+	exitFailure
+	exitUsage
+)
+
+const usage = `sluice-installer is the node agent of Sluice: it enrols this node's pods into the mesh.
+
+Usage: sluice-installer COMMAND [flags]
+
+Commands:
+  agent      run the node agent until SIGTERM; what is enrolled stays so
+  install    put the CNI plugin and its conflist entry on this node
+  uninstall  take the conflist entry and the plugin off this node
+  status     show agent, ztunnels and pods; exits with 1 if anything is wrong
+  version    print the version
+
+"sluice-installer COMMAND --help" lists the command's flags.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// command is one subcommand: it parses its flags from args and returns when done or when ctx ends.
+type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error
+
+var commands = map[string]command{
+	"agent":     agentCommand,
+	"install":   installCommand,
+	"uninstall": uninstallCommand,
+	"status":    statusCommand,
+	"version":   versionCommand,
+}
+
+// usageError is a mistake in the command line, as opposed to a failure to do what it says.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return exitUsage
+	}
+	switch args[0] {
+	case "-h", "-help", "--help", "help":
+		fmt.Fprint(stdout, usage)
+		return exitOK
+	case "--version":
+		args = []string{"version"}
+	}
+	cmd, ok := commands[args[0]]
+	if !ok {
+		fmt.Fprintf(stderr, "sluice-installer: unknown command %q\n\n%s", args[0], usage)
+		return exitUsage
+	}
+	err := cmd(ctx, args[1:], stdout, stderr)
+	var mistake usageError
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case errors.As(err, &mistake):
+		fmt.Fprintf(stderr, "sluice-installer %s: %v\n", args[0], err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "sluice-installer %s: %v\n", args[0], err)
+	return exitFailure
+}
+
+// parse reads flags into fs and calls validate, whose mistakes it reports together.
+func parse(fs *flag.FlagSet, args []string, validate func() error) error {
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return usageError{err}
+	}
+	var errs []error
+	if fs.NArg() > 0 {
+		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
+	}
+	if err := errors.Join(append(errs, validate())...); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func newFlagSet(name string, stdout io.Writer) *flag.FlagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	// Parse errors are printed by run; this is for --help.
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {
+		fs.SetOutput(stdout)
+		fmt.Fprintf(stdout, "Usage: sluice-installer %s [flags]\n\nFlags:\n", name)
+		fs.PrintDefaults()
+		fs.SetOutput(io.Discard)
+	}
+	return fs
+}
+
+func versionCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
+	fs := newFlagSet("version", stdout)
+	if err := parse(fs, args, func() error { return nil }); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "sluice-installer", version())
+	return nil
+}
+
+// version is what the build recorded: a module version, else the commit.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return "devel"
+}
