@@ -75,6 +75,8 @@ func Listen(path string, h Handler, log *slog.Logger) (*Server, error) {
 // Serve answers callers until ctx ends, then waits for the calls in progress and removes the socket.
 func (s *Server) Serve(ctx context.Context) error {
 	defer s.wg.Wait()
+	// Also here: when ctx ends between two accepts, the function below may never get to run.
+	defer func() { _ = s.ln.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = s.ln.Close() })()
 	for {
 		select {

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+// errNodeNetns reports a sandbox that has no network namespace of its own.
+var errNodeNetns = errors.New("CNI_NETNS is the node's own network namespace")
+
+// resolveLinks finds the pod's interfaces and notes the host's end of each, as an ifindex in the plugin's own
+// namespace. Loopbacks are dropped from the list: prevResult may name them, capture is not for them.
+//
+// A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard.
+func resolveLinks(pod *nodeapi.Pod) error {
+	ns, err := netns.Open(pod.Netns)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	host, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = host.Close() }()
+	if err := distinct(ns, host); err != nil {
+		return err
+	}
+	var links []podLink
+	err = ns.Do(func() (err error) {
+		links, err = podLinks(pod.Interfaces, host.FD())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	pod.Interfaces = pod.Interfaces[:0]
+	for _, l := range links {
+		if l.peer != 0 && l.isPeerOf(l.peer) {
+			l.HostIfindex = l.peer
+		}
+		pod.Interfaces = append(pod.Interfaces, l.Interface)
+	}
+	if len(pod.Interfaces) == 0 {
+		return errors.New("prevResult names no interface inside the pod but loopback")
+	}
+	return nil
+}
+
+// distinct refuses a pod that lives in the plugin's own namespace. skel does too, but only after ADD has done its work.
+func distinct(pod, host *netns.NS) error {
+	a, err := pod.ID()
+	if err != nil {
+		return err
+	}
+	b, err := host.ID()
+	if err == nil && a == b {
+		err = errNodeNetns
+	}
+	return err
+}
+
+// podLink is an interface inside the pod.
+type podLink struct {
+	nodeapi.Interface
+	ifindex int // inside the pod
+	peer    int // ifindex of a veth's other end in the plugin's namespace, 0 if it is elsewhere
+}
+
+// podLinks runs inside the pod. hostFD is the plugin's own namespace.
+func podLinks(interfaces []nodeapi.Interface, hostFD int) ([]podLink, error) {
+	hostID, err := netlink.GetNetNsIdByFd(hostFD)
+	if err != nil {
+		return nil, fmt.Errorf("netns id of the node: %w", err)
+	}
+	var out []podLink
+	for _, i := range interfaces {
+		link, err := netlink.LinkByName(i.Name)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q of prevResult: %w", i.Name, err)
+		}
+		attrs := link.Attrs()
+		if attrs.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		l := podLink{Interface: i, ifindex: attrs.Index}
+		// An id of -1 means: none was ever given, so no link of this namespace ends there.
+		if link.Type() == "veth" && hostID >= 0 && attrs.NetNsID == hostID {
+			l.peer = attrs.ParentIndex
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// isPeerOf tells whether the host's link is a veth whose other end is l. Both ends must name each other: an ifindex
+// alone is a small number that is taken in every namespace.
+func (l podLink) isPeerOf(ifindex int) bool {
+	link, err := netlink.LinkByIndex(ifindex)
+	return err == nil && link.Type() == "veth" && link.Attrs().ParentIndex == l.ifindex
+}
+
+// names and hostEnds are the same list as the datapath wants it.
+func names(interfaces []nodeapi.Interface) []string {
+	var out []string
+	for _, i := range interfaces {
+		out = append(out, i.Name)
+	}
+	return out
+}
+
+func hostEnds(interfaces []nodeapi.Interface) []int {
+	var out []int
+	for _, i := range interfaces {
+		if i.HostIfindex != 0 {
+			out = append(out, i.HostIfindex)
+		}
+	}
+	return out
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+// fullResult has every field of the 1.1.0 result, and two that no version has.
+const fullResult = `{
+	"cniVersion": "1.1.0",
+	"interfaces": [
+		{"name": "cni0", "mac": "02:00:00:00:00:01", "mtu": 9000},
+		{"name": "veth0", "mac": "02:00:00:00:00:02", "mtu": 1450},
+		{"name": "eth0", "mac": "02:00:00:00:00:03", "mtu": 1450, "sandbox": "/run/netns/p", "socketPath": "/s", "pciID": "0000:00:1f.6", "ours": 1}],
+	"ips": [
+		{"interface": 2, "address": "10.1.0.5/16", "gateway": "10.1.0.1"},
+		{"interface": 2, "address": "fd01::5/64", "gateway": "fd01::1"},
+		{"interface": 0, "address": "10.1.0.1/16"}],
+	"routes": [
+		{"dst": "0.0.0.0/0", "gw": "10.1.0.1", "mtu": 1400, "advmss": 1360, "priority": 7, "table": 100, "scope": 253},
+		{"dst": "::/0"}],
+	"dns": {"nameservers": ["10.96.0.10"], "domain": "cluster.local", "search": ["svc.cluster.local"], "options": ["ndots:5"]},
+	"vendor": {"big": 12345678901234567890, "empty": null}}`
+
+// olderResult is what 0.3.1 and 0.4.0 have of it: no mtu of interfaces, an address has its version.
+const olderResult = `{
+	"cniVersion": "VERSION",
+	"interfaces": [
+		{"name": "cni0", "mac": "02:00:00:00:00:01"},
+		{"name": "veth0", "mac": "02:00:00:00:00:02"},
+		{"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/p"}],
+	"ips": [
+		{"version": "4", "interface": 2, "address": "10.1.0.5/16", "gateway": "10.1.0.1"},
+		{"version": "6", "interface": 2, "address": "fd01::5/64", "gateway": "fd01::1"},
+		{"version": "4", "interface": 0, "address": "10.1.0.1/16"}],
+	"routes": [
+		{"dst": "0.0.0.0/0", "gw": "10.1.0.1", "mtu": 1400, "advmss": 1360, "priority": 7, "table": 100, "scope": 253},
+		{"dst": "::/0"}],
+	"dns": {"nameservers": ["10.96.0.10"], "domain": "cluster.local", "search": ["svc.cluster.local"], "options": ["ndots:5"]}}`
+
+func TestPrevResultComesBackUnchanged(t *testing.T) {
+	v := func(s, version string) string { return strings.Replace(s, "VERSION", version, 1) }
+	asIs := strings.Replace(fullResult, `"1.1.0"`, `"1.0.0"`, 1)
+	for name, tc := range map[string]struct{ prev, version, want string }{
+		"1.1.0":                      {fullResult, "1.1.0", fullResult},
+		"1.0.0":                      {asIs, "1.0.0", asIs},
+		"0.4.0":                      {v(olderResult, "0.4.0"), "0.4.0", v(olderResult, "0.4.0")},
+		"0.3.1":                      {v(olderResult, "0.3.1"), "0.3.1", v(olderResult, "0.3.1")},
+		"0.4.0 to 0.3.1":             {v(olderResult, "0.4.0"), "0.3.1", v(olderResult, "0.3.1")},
+		"0.3.1 to 0.4.0":             {v(olderResult, "0.3.1"), "0.4.0", v(olderResult, "0.4.0")},
+		"1.1.0 to 0.4.0":             {fullResult, "0.4.0", v(olderResult, "0.4.0")},
+		"1.1.0 to 1.0.0":             {known(fullResult), "1.0.0", strings.Replace(known(fullResult), `"1.1.0"`, `"1.0.0"`, 1)},
+		"0.4.0 to 1.1.0":             {v(olderResult, "0.4.0"), "1.1.0", v(withoutIPVersion(olderResult), "1.1.0")},
+		"no version of its own":      {`{"ips":[{"version":"4","address":"10.0.0.2/24"}]}`, "0.3.1", `{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.2/24"}]}`},
+		"empty version":              {`{"cniVersion":"","dns":{}}`, "1.0.0", `{"cniVersion":"1.0.0","dns":{}}`},
+		"nothing but a version":      {`{"cniVersion":"1.1.0"}`, "1.1.0", `{"cniVersion":"1.1.0"}`},
+		"0.2.0 to 0.3.1":             {`{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24","gateway":"10.0.0.1"}}`, "0.3.1", `{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.2/24","gateway":"10.0.0.1"}],"dns":{}}`},
+		"empty lists are not absent": {`{"cniVersion":"1.0.0","interfaces":[],"ips":[],"routes":[]}`, "1.0.0", `{"cniVersion":"1.0.0","interfaces":[],"ips":[],"routes":[]}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prev, err := parsePrevResult(json.RawMessage(tc.prev), tc.version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			if err := prev.PrintTo(&out); err != nil {
+				t.Fatal(err)
+			}
+			wantSameJSON(t, out.Bytes(), []byte(tc.want))
+		})
+	}
+}
+
+// known drops the fields of fullResult that no version has.
+func known(s string) string {
+	s = strings.Replace(s, `, "ours": 1`, "", 1)
+	return s[:strings.Index(s, ",\n\t\"vendor\"")] + "}"
+}
+
+func withoutIPVersion(s string) string {
+	return strings.NewReplacer(`"version": "4", `, "", `"version": "6", `, "").Replace(s)
+}
+
+func wantSameJSON(t *testing.T, got, want []byte) {
+	t.Helper()
+	decode := func(b []byte) (v any) {
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.UseNumber()
+		if err := d.Decode(&v); err != nil {
+			t.Fatalf("%v in %s", err, b)
+		}
+		return v
+	}
+	if !reflect.DeepEqual(decode(got), decode(want)) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestPrevResultRefusesWhatItCannotRead(t *testing.T) {
+	for name, tc := range map[string]struct{ prev, want string }{
+		"a string":           {`"x"`, `want an object, got string "x"`},
+		"version is a list":  {`{"cniVersion":[]}`, `cniVersion: want a string, got array []`},
+		"unknown version":    {`{"cniVersion":"7.0.0"}`, `unsupported CNI result version "7.0.0"`},
+		"null interface":     {`{"interfaces":[{"name":"a"},null]}`, `interfaces[1] is null`},
+		"null address":       {`{"ips":[null]}`, `ips[0] is null`},
+		"null route":         {`{"routes":[null]}`, `routes[0] is null`},
+		"ips is an object":   {`{"ips":{}}`, `cannot unmarshal object`},
+		"no address at all":  {`{"ips":[{"address":"10.0.0.300/8"}]}`, `invalid CIDR address`},
+		"address without":    {`{"ips":[{"gateway":"10.0.0.1"}]}`, `ips[0] has no address`},
+		"route to nowhere":   {`{"routes":[{"gw":"10.0.0.1"}]}`, `routes[0] has no dst`},
+		"interfaces a field": {`{"interfaces":[{"name":5}]}`, `cannot unmarshal number`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parsePrevResult(json.RawMessage(tc.prev), "1.0.0")
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestInterfacesOfPrevResult(t *testing.T) {
+	p := netip.MustParsePrefix
+	for name, tc := range map[string]struct {
+		prev string
+		want []nodeapi.Interface
+	}{
+		"those in the sandbox": {fullResult, []nodeapi.Interface{{Name: "eth0", Addresses: []netip.Prefix{p("10.1.0.5/16"), p("fd01::5/64")}}}},
+		"several": {`{"interfaces":[{"name":"a","sandbox":"/n"},{"name":"h"},{"name":"b","sandbox":"/n"},{"name":"a","sandbox":"/n"}],
+			"ips":[{"interface":2,"address":"10.0.0.2/24"},{"interface":3,"address":"10.0.0.3/24"},{"interface":1,"address":"10.0.0.1/24"},{"address":"10.0.0.4/24"}]}`,
+			[]nodeapi.Interface{
+				{Name: "a", Addresses: []netip.Prefix{p("10.0.0.3/24"), p("10.0.0.4/24")}},
+				{Name: "b", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
+		"none listed": {`{"ips":[{"address":"10.0.0.2/24"}]}`, []nodeapi.Interface{{Name: "eth7", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
+		"only the host's": {`{"interfaces":[{"name":"h"}],"ips":[{"interface":0,"address":"10.0.0.2/24"}]}`,
+			[]nodeapi.Interface{{Name: "eth7", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
+		"an index out of range": {`{"interfaces":[{"name":"a","sandbox":"/n"}],"ips":[{"interface":9,"address":"10.0.0.2/24"},{"interface":-1,"address":"10.0.0.2/24"}]}`,
+			[]nodeapi.Interface{{Name: "a"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prev, err := parsePrevResult(json.RawMessage(tc.prev), "1.1.0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := prev.Interfaces("eth7"); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("got  %+v\nwant %+v", got, tc.want)
+			}
+		})
+	}
+}
+
+func FuzzPrevResult(f *testing.F) {
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		f.Add([]byte(fullResult), version)
+		f.Add([]byte(strings.Replace(olderResult, "VERSION", "0.4.0", 1)), version)
+	}
+	f.Add([]byte(`{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24","routes":[{"dst":"0.0.0.0/0"}]}}`), "1.0.0")
+	f.Add([]byte(`{"Interfaces":[null],"IPS":[{"interface":99,"address":"::/0"}]}`), "1.0.0")
+	f.Fuzz(func(t *testing.T, raw []byte, version string) {
+		prev, err := parsePrevResult(raw, version)
+		if err != nil {
+			return
+		}
+		prev.Interfaces("eth0")
+		var out bytes.Buffer
+		if err := prev.PrintTo(&out); err != nil {
+			return
+		}
+		if _, err := parsePrevResult(out.Bytes(), version); err != nil {
+			t.Errorf("%s became %s, which is refused: %v", raw, out.Bytes(), err)
+		}
+	})
+}
