@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// What a peer may do that costs us work and carries no data, per floodWindow. One PING a second is 10 of these; the
+// budget is there for peers that send thousands.
+const (
+	floodBudget = 10000
+	floodWindow = 10 * time.Second
+
+	settingsCost = 10
+	// resetCost is for a request that is withdrawn before it was answered, and for streams we must reset because of what
+	// the peer did: 1000 in a window are "rapid reset" (CVE-2023-44487) or its mirror.
+	resetCost = 10
+)
+
+// budget limits frames that make work. It belongs to the read loop.
+type budget struct {
+	spent int
+	since time.Time
+}
+
+func (b *budget) spend(n int) error {
+	b.spent += n
+	if b.spent <= floodBudget {
+		return nil
+	}
+	now := time.Now()
+	if !b.since.IsZero() && now.Sub(b.since) < floodWindow {
+		return connErrorf(CodeEnhanceYourCalm, "too many frames without data")
+	}
+	b.spent, b.since = n, now
+	return nil
+}
+
+// recentResets remembers the last streams this end reset: frames that were on their way are ignored.
+type recentResets struct {
+	mu  sync.Mutex
+	ids [128]uint32
+	n   int
+}
+
+func (r *recentResets) add(id uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ids[r.n%len(r.ids)] = id
+	r.n++
+}
+
+func (r *recentResets) contains(id uint32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Contains(r.ids[:], id)
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Stream is a byte stream inside a connection: a [net.Conn] with half-close and reset.
+//
+// The peer's END_STREAM, and RST_STREAM with NO_ERROR or CANCEL, read as io.EOF once all data was read. Another
+// RST_STREAM reads as a [*StreamError] at once. After any reset Write returns the [*StreamError].
+//
+// One goroutine may read while another writes; CloseWrite, Close, Reset and the deadlines are safe from any. The owner
+// calls Close or Reset when done.
+type Stream struct {
+	c  *conn
+	id uint32
+
+	wlock sync.Mutex  // one writer at a time; taken before mu
+	dead  atomic.Bool // no more frames of this stream may be sent
+
+	mu         sync.Mutex
+	rcond      sync.Cond // data, or the end of it
+	wcond      sync.Cond // send window
+	head, tail *block    // received, not yet read
+	recv       recvWindow
+	sendWindow int
+	remoteEnd  bool  // END_STREAM received
+	localEnd   bool  // END_STREAM queued
+	rerr, werr error // once set, what Read (after head) and Write return
+	responded  bool  // final HEADERS received or queued
+	status     int   // client: of the response
+	headers    []Header
+	rdl, wdl   deadline
+
+	ready  chan struct{} // client: closed when the response or an error is there
+	cancel context.CancelFunc
+}
+
+// newStream makes a stream that the caller adds to the connection. The caller holds c.mu.
+func (c *conn) newStream(id uint32) *Stream {
+	s := &Stream{c: c, id: id, sendWindow: c.peerWindow}
+	s.recv = recvWindow{size: ourStreamWindow, credit: ourStreamWindow}
+	s.rcond.L, s.wcond.L = &s.mu, &s.mu
+	return s
+}
+
+// ConnState returns the TLS state of the connection that carries the stream.
+func (s *Stream) ConnState() tls.ConnectionState { return s.c.state }
+
+// LocalAddr returns the local address of the connection that carries the stream.
+func (s *Stream) LocalAddr() net.Addr { return s.c.localAddr() }
+
+// RemoteAddr returns the peer's address of the connection that carries the stream.
+func (s *Stream) RemoteAddr() net.Addr { return s.c.remoteAddr() }
+
+// CloseWrite sends END_STREAM. Reading goes on.
+func (s *Stream) CloseWrite() error {
+	s.wlock.Lock()
+	defer s.wlock.Unlock()
+	return s.closeWrite()
+}
+
+func (s *Stream) closeWrite() error {
+	s.mu.Lock()
+	if s.localEnd || s.werr != nil {
+		err := s.werr
+		s.mu.Unlock()
+		return err
+	}
+	s.localEnd = true
+	over := s.remoteEnd
+	s.mu.Unlock()
+	var frame [frameHeaderLen]byte
+	frameHeader{typ: frameData, flags: flagEndStream, stream: s.id}.put(frame[:])
+	s.sendFrame(frame[:])
+	if over {
+		s.c.forget(s)
+	}
+	return nil
+}
+
+// Close gives the stream up. What is still open of it is reset with CANCEL; after END_STREAM both ways nothing is sent.
+func (s *Stream) Close() error {
+	s.Reset(CodeCancel)
+	return nil
+}
+
+// Reset ends both directions with RST_STREAM and drops what was received and not read, unless both have already ended.
+// Reads and writes that wait return a [*StreamError].
+func (s *Stream) Reset(code ErrCode) {
+	s.mu.Lock()
+	over := s.localEnd && s.remoteEnd
+	s.mu.Unlock()
+	if over {
+		err := &StreamError{Code: code}
+		s.cut(err, err, true)
+		return
+	}
+	s.c.resetStream(s, code, "")
+}
+
+// alive reports whether frames of this stream may still be sent.
+func (s *Stream) alive() bool { return !s.dead.Load() }
+
+// cut ends both directions: Read returns rerr, after what is queued unless drop is set, and Write returns werr.
+// It returns false if the stream was cut before.
+func (s *Stream) cut(rerr, werr error, drop bool) bool {
+	s.mu.Lock()
+	first := !s.dead.Swap(true)
+	if s.rerr == nil && (!s.remoteEnd || drop) {
+		s.rerr = rerr
+	}
+	if s.werr == nil {
+		s.werr = werr
+	}
+	var dropped *block
+	if drop {
+		dropped, s.head, s.tail = s.head, nil, nil
+	}
+	s.wakeResponse()
+	s.rcond.Broadcast()
+	s.wcond.Broadcast()
+	s.rdl.stop()
+	s.wdl.stop()
+	s.mu.Unlock()
+	s.c.flow.wake()
+	s.c.giveBack(freeAll(dropped))
+	return first
+}
+
+func freeAll(b *block) int {
+	n := 0
+	for b != nil {
+		next := b.next
+		n += b.len()
+		b.free()
+		b = next
+	}
+	return n
+}
+
+// reset takes the peer's RST_STREAM. It reports whether the stream had not been answered yet.
+func (s *Stream) reset(code ErrCode) (early bool) {
+	err := error(&StreamError{Code: code, Remote: true})
+	rerr := err
+	clean := code == CodeNo || code == CodeCancel
+	if clean {
+		rerr = io.EOF
+	}
+	s.mu.Lock()
+	early = !s.responded
+	s.mu.Unlock()
+	s.cut(rerr, err, !clean)
+	return early
+}
+
+// endRemote takes the peer's END_STREAM. It reports whether the stream is over.
+func (s *Stream) endRemote() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remoteEnd = true
+	s.rcond.Broadcast()
+	return s.localEnd
+}
+
+// addSendWindow takes a WINDOW_UPDATE or a change of the initial window. False is an overflow.
+func (s *Stream) addSendWindow(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sendWindow+n > maxWindow {
+		return false
+	}
+	s.sendWindow += n
+	if s.sendWindow > 0 {
+		s.wcond.Signal()
+	}
+	return true
+}
+
+// SetDeadline sets both deadlines; the zero time means none.
+func (s *Stream) SetDeadline(t time.Time) error {
+	_ = s.SetReadDeadline(t)
+	return s.SetWriteDeadline(t)
+}
+
+// SetReadDeadline bounds Read.
+func (s *Stream) SetReadDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rdl.set(t, s.wakeReader)
+	s.rcond.Broadcast()
+	return nil
+}
+
+// SetWriteDeadline bounds the wait for the peer's window in Write.
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	s.mu.Lock()
+	s.wdl.set(t, s.wakeWriter)
+	s.mu.Unlock()
+	s.wakeWriter()
+	return nil
+}
+
+func (s *Stream) wakeReader() {
+	s.mu.Lock()
+	s.rcond.Broadcast()
+	s.mu.Unlock()
+}
+
+func (s *Stream) wakeWriter() {
+	s.mu.Lock()
+	s.wcond.Broadcast()
+	s.mu.Unlock()
+	s.c.flow.wake()
+}
+
+// deadline is a point in time that wakes whoever waits on a condition.
+type deadline struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+func (d *deadline) set(t time.Time, wake func()) {
+	d.stop()
+	d.at = t
+	if !t.IsZero() {
+		d.timer = time.AfterFunc(time.Until(t), wake)
+	}
+}
+
+func (d *deadline) stop() {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+}
+
+func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+
+// errWriteClosed is what Write returns after CloseWrite.
+var errWriteClosed = errors.New("write after CloseWrite")
+
+var errDeadline = os.ErrDeadlineExceeded

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import "io"
+
+// receive accounts for a DATA frame of n bytes. Any code but NO_ERROR is what to reset the stream with.
+func (s *Stream) receive(n int) ErrCode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.remoteEnd:
+		return CodeStreamClosed
+	case s.c.client && !s.responded:
+		return CodeProtocol
+	case !s.recv.receive(n):
+		return CodeFlowControl
+	}
+	return CodeNo
+}
+
+// deliver takes ownership of b, which holds received data.
+func (s *Stream) deliver(b *block) {
+	n := b.len()
+	s.mu.Lock()
+	if s.dead.Load() {
+		s.mu.Unlock()
+		b.free()
+		s.c.giveBack(n)
+		return
+	}
+	if s.tail != nil && n <= pageBlock && n <= s.tail.room() {
+		// The reader is behind. Many small frames must not hold a block each.
+		s.tail.append(b.data())
+		s.mu.Unlock()
+		b.free()
+		return
+	}
+	b.next = nil
+	if s.tail == nil {
+		s.head = b
+	} else {
+		s.tail.next = b
+	}
+	s.tail = b
+	s.rcond.Signal()
+	s.mu.Unlock()
+}
+
+// waitData returns with mu held: there is data, or the error says what there is instead.
+func (s *Stream) waitData() error {
+	s.mu.Lock()
+	for s.head == nil {
+		switch {
+		case s.rerr != nil:
+			return s.rerr
+		case s.remoteEnd:
+			return io.EOF
+		case s.rdl.passed():
+			return errDeadline
+		}
+		s.rcond.Wait()
+	}
+	if s.rdl.passed() {
+		return errDeadline
+	}
+	return nil
+}
+
+// popLocked takes the first block out of the queue.
+func (s *Stream) popLocked() *block {
+	b := s.head
+	s.head = b.next
+	if s.head == nil {
+		s.tail = nil
+	}
+	return b
+}
+
+// Read implements [io.Reader].
+func (s *Stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := s.waitData(); err != nil {
+		s.mu.Unlock()
+		return 0, err
+	}
+	var done *block
+	n := 0
+	for n < len(p) && s.head != nil {
+		b := s.head
+		m := copy(p[n:], b.data())
+		n += m
+		b.r += m
+		if b.len() == 0 {
+			s.popLocked()
+			b.next, done = done, b
+		}
+	}
+	s.mu.Unlock()
+	freeAll(done)
+	s.consumed(n)
+	return n, nil
+}
+
+// WriteTo implements [io.WriterTo]: each write passes on all that one block holds, without copying it.
+func (s *Stream) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	for {
+		n, err := s.writeBlock(w)
+		total += int64(n)
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// writeBlock writes the next block to w; io.EOF means that the stream has ended.
+func (s *Stream) writeBlock(w io.Writer) (int, error) {
+	err := s.waitData()
+	if err != nil {
+		s.mu.Unlock()
+		return 0, err
+	}
+	b := s.popLocked()
+	s.mu.Unlock()
+	size := b.len()
+	n, err := w.Write(b.data())
+	b.free()
+	s.consumed(size)
+	if err == nil && n < size {
+		err = io.ErrShortWrite
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF // of w: not the end of the stream
+	}
+	return n, err
+}
+
+// consumed gives n bytes back to the peer's windows, in batches.
+func (s *Stream) consumed(n int) {
+	s.mu.Lock()
+	inc := s.recv.consume(n)
+	if s.remoteEnd || s.dead.Load() {
+		inc = 0
+	}
+	s.mu.Unlock()
+	c := s.c
+	c.recvMu.Lock()
+	connInc := c.recv.consume(n)
+	c.recvMu.Unlock()
+	var buf [2 * (frameHeaderLen + 4)]byte
+	frames := buf[:0]
+	if inc > 0 {
+		frames = appendWindowUpdate(frames, s.id, uint32(inc))
+	}
+	if connInc > 0 {
+		frames = appendWindowUpdate(frames, 0, uint32(connInc))
+	}
+	if len(frames) > 0 {
+		c.pushControl(frames)
+	}
+}
