@@ -58,10 +58,13 @@ func NewCatalog(cfg CatalogConfig) (*Catalog, error) {
 	}
 	c.manifests = &folder{dir: cfg.ManifestsDir, files: map[string]*file{}, saved: saved}
 	c.workloads = &folder{dir: cfg.WorkloadsDir, files: map[string]*file{}}
-	c.Reload()
-	if err := errors.Join(c.manifests.err, c.workloads.err); err != nil {
-		return nil, fmt.Errorf("catalog: %w", err)
+	// A folder that cannot be read later keeps its state; one that never could has none.
+	for _, dir := range []string{cfg.ManifestsDir, cfg.WorkloadsDir} {
+		if _, err := os.ReadDir(dir); err != nil {
+			return nil, fmt.Errorf("catalog: %w", err)
+		}
 	}
+	c.Reload()
 	return c, nil
 }
 

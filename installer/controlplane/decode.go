@@ -173,7 +173,7 @@ func decodeStrict(doc *yaml.Node, v any) error {
 	var typeErr *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &typeErr):
-		return atLine(lineOfOffset(data, typeErr.Offset), "%s: is a JSON %s, not a %s", typeErr.Field, typeErr.Value, typeErr.Type)
+		return atLine(lineOfOffset(data, typeErr.Offset), "%s: want %s, have a JSON %s", typeErr.Field, typeErr.Type, typeErr.Value)
 	case err != nil:
 		return err
 	case len(strict) > 0:

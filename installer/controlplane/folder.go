@@ -103,7 +103,7 @@ func (f *folder) read(name string) (now *file, gone bool) {
 	} else {
 		now.sum = sha256.Sum256(data)
 	}
-	if before != nil && before.sum == now.sum && (before.err == nil) == (now.err == nil) {
+	if before != nil && before.sum == now.sum {
 		before.modTime = modTime
 		return nil, false
 	}

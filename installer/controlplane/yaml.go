@@ -43,15 +43,24 @@ func documents(data []byte) ([]*yaml.Node, error) {
 	}
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: line (\d+): (?s:(.*))$`)
+var (
+	yamlLine = regexp.MustCompile(`^yaml: line (\d+): (?s:(.*))$`)
+	// yamlFromZero are the mistakes for which the YAML parser counts lines from 0: those against its grammar, as opposed
+	// to those in a token.
+	yamlFromZero = regexp.MustCompile(`^did not find expected (<|node content|'-' indicator|key|',' or)`)
+)
 
 // yamlError takes the line out of an error text of the YAML parser, which has no other place for it.
 func yamlError(err error) error {
-	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
-		line, _ := strconv.Atoi(m[1]) // the pattern admits digits only
-		return atLine(line, "yaml: %s", m[2])
+	m := yamlLine.FindStringSubmatch(err.Error())
+	if m == nil {
+		return atLine(1, "%w", err) // line 0, to that parser, is not worth printing
 	}
-	return err
+	line, _ := strconv.Atoi(m[1]) // the pattern admits digits only
+	if yamlFromZero.MatchString(m[2]) {
+		line++
+	}
+	return atLine(line, "yaml: %s", m[2])
 }
 
 // alignedJSON converts a YAML node to JSON in which everything stands on the line that it has in the YAML file, so that
