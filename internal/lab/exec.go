@@ -80,3 +80,10 @@ func (l *Lab) Get(ns, url string) (string, error) {
 	}
 	return string(body), err
 }
+
+// DialTimeout is Dial with a limit.
+func (l *Lab) DialTimeout(ns, addr string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return l.Dial(ctx, ns, addr)
+}

@@ -68,9 +68,30 @@ func (l *Lab) Logs() string { return filepath.Join(l.Dir, "logs") }
 // NS is the full name of one of the lab's namespaces: "demo-client" for "client".
 func (l *Lab) NS(short string) string { return l.Name + "-" + short }
 
-// Up makes nodes, wire and outside host, and starts an agent and a ztunnel on each node. On error what exists stays
-// for inspection; Down removes it.
+// Up makes nodes, wire and outside host, starts an agent and a ztunnel on each node, and installs the plugin. On error
+// what exists stays for inspection; Down removes it.
 func (l *Lab) Up() error {
+	if err := l.UpBare(); err != nil {
+		return err
+	}
+	for _, n := range l.Nodes {
+		if err := errors.Join(n.StartAgent(), n.StartZtunnel()); err != nil {
+			return err
+		}
+	}
+	for _, n := range l.Nodes {
+		if err := n.WaitReady(); err != nil {
+			return err
+		}
+		if err := n.Install(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// UpBare makes nodes, wire and outside host with nothing of ours on them: pods get the plugin chain without us.
+func (l *Lab) UpBare() error {
 	for _, dir := range []string{l.Manifests(), l.Workloads(), l.CA(), l.Logs()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -87,26 +108,7 @@ func (l *Lab) Up() error {
 	if err := l.wire(); err != nil {
 		return err
 	}
-	if err := l.outside(); err != nil {
-		return err
-	}
-	for _, n := range l.Nodes {
-		if err := n.StartAgent(); err != nil {
-			return err
-		}
-		if err := n.StartZtunnel(); err != nil {
-			return err
-		}
-	}
-	for _, n := range l.Nodes {
-		if err := n.WaitReady(); err != nil {
-			return err
-		}
-		if err := n.Install(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return l.outside()
 }
 
 // wire joins the nodes and routes each other's pods over the wire.

@@ -41,13 +41,27 @@ func CreateNamed(name string) (path string, err error) {
 	return path, nil
 }
 
-// unshareOnto gives a new namespace the name path. It leaves its goroutine locked: the thread, which is in the new
-// namespace, ends with it.
+// unshareOnto gives a new namespace the name path and returns to where the thread came from. A thread that cannot
+// return stays locked, so that no other goroutine runs in the new namespace.
 func unshareOnto(path string) error {
 	runtime.LockOSThread()
+	home, err := Current()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer func() { _ = home.Close() }()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
 		return fmt.Errorf("unshare: %w", err)
 	}
+	// Leaving the thread to die would do too, unless it is the process's first: that one stays, and with it
+	// /proc/self/ns/net would be the new namespace.
+	defer func() {
+		if unix.Setns(home.FD(), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
 	return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
 }
 
