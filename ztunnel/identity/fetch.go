@@ -99,8 +99,8 @@ func (m *Manager) finishLocked(e *entry, b *Bundle, err error) {
 	if err != nil {
 		e.failures++
 		wait := m.backoff(e.failures)
-		if wait >= m.cfg.BackoffMax/2 {
-			e.used = false // an identity that the CA refuses and nobody asks for any more is dropped by due
+		if wait >= m.cfg.BackoffMax/2 && (e.bundle == nil || e.bundle.Expired(time.Now())) {
+			e.used = false // what the CA refuses and nobody asks for any more is dropped by due
 		}
 		m.cfg.Logger.Warn("certificate request failed", "identity", e.id.String(), "retry_in", wait, "error", err)
 		m.scheduleLocked(e, wait)
