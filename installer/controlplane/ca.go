@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 const (
@@ -127,8 +128,9 @@ func parseIdentity(identity, trustDomain string) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no URI", identity)
 	}
-	path := strings.Split(uri.EscapedPath(), "/") // "", ns, N, sa, S
-	if len(path) != 5 || path[1] != "ns" || path[2] == "" || path[3] != "sa" || path[4] == "" {
+	path := strings.Split(uri.EscapedPath(), "/") // "", ns, N, sa, S; an escape in a name is no name
+	if len(path) != 5 || path[1] != "ns" || path[3] != "sa" ||
+		len(validation.IsDNS1123Label(path[2]))+len(validation.IsDNS1123Subdomain(path[4])) > 0 {
 		return nil, fmt.Errorf("%q is not spiffe://<trust domain>/ns/<namespace>/sa/<service account>", identity)
 	}
 	if want := "spiffe://" + trustDomain + "/ns/" + path[2] + "/sa/" + path[4]; identity != want || uri.String() != want {
