@@ -11,6 +11,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
 // Ports of the listeners, ambient section 1.1.
@@ -33,7 +35,12 @@ func SetMark(fd int) error {
 
 // ListenInPod creates the listeners inside the pod on their well-known ports, as the rules of a foreign agent expect,
 // with SO_REUSEPORT so that a second ztunnel can take over. Pods without IPv6 get IPv4 sockets.
-func ListenInPod(ctx context.Context, p *Pod) (*Listeners, error) {
+//
+// It is a [ListenFunc]: what is held already stays.
+func ListenInPod(ctx context.Context, p *Pod, held *Listeners) (*Listeners, error) {
+	if held != nil {
+		return held, nil
+	}
 	var l Listeners
 	roles := []struct {
 		port uint16
@@ -93,4 +100,27 @@ func listenSocket(fd int, at netip.AddrPort) error {
 		return os.NewSyscallError("bind "+at.String(), err)
 	}
 	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+}
+
+// CheckPrivileges reports what ztunnel may not do and must: enter network namespaces, mark and disguise sockets.
+func CheckPrivileges() error {
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	return ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		defer func() { _ = unix.Close(fd) }()
+		if err := SetMark(fd); err != nil {
+			return fmt.Errorf("mark a socket (CAP_NET_ADMIN): %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
+			return fmt.Errorf("make a socket transparent (CAP_NET_ADMIN or CAP_NET_RAW): %w", err)
+		}
+		return nil
+	})
 }

@@ -237,6 +237,31 @@ func (m *Manager) Drain(ctx context.Context) {
 	m.stopping.Wait()
 }
 
+// Pods lists the pods of the table.
+func (m *Manager) Pods() []Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []Status
+	for _, e := range m.pods {
+		all = append(all, Status{e.pod.Info, e.proxy != nil})
+	}
+	return all
+}
+
+// Status is a pod of the table and whether it is served.
+type Status struct {
+	Info
+	Running bool
+}
+
+// State is the reference's word.
+func (s Status) State() string {
+	if s.Running {
+		return "Up"
+	}
+	return "Pending"
+}
+
 func (m *Manager) countLocked() { m.Observer.Counts(m.countsLocked()) }
 
 func (m *Manager) countsLocked() (running, pending int) {

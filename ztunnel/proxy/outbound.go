@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/hbone"
+	"github.com/sluice-mesh/sluice/ztunnel/identity"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+// outbound is the life of a connection that the pod makes. A refusal reaches the application as a reset.
+func (p *podProxy) outbound(ctx context.Context, app *net.TCPConn) {
+	to, err := originalDst(app, p.Redirected)
+	ctx, f := p.begin(ctx, telemetry.Outbound, p.info.UID, addrPort(app.RemoteAddr()), to)
+	if err == nil {
+		err = p.carryOutbound(ctx, f, app)
+	}
+	abort(app) // does nothing to a connection that was carried to its end
+	f.end(ctx, err)
+}
+
+// carryOutbound: who is the source, where to, and then copy. It returns when the connection has ended.
+func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn) error {
+	to := f.access.Dst.Addr
+	if isHidden(to.Addr()) {
+		return refuse(VerdictHiddenAddress, "connection to the hidden listener address %s", to)
+	}
+	src, err := p.self(ctx)
+	if err != nil {
+		return err
+	}
+	route, err := p.router.outbound(src, to)
+	if err != nil {
+		f.known("", labelsOf(src, nil, p.serviceAt(src, to), false), func(a *telemetry.Access) { describeSource(a, src, false) })
+		return err
+	}
+	f.known(route.carried, labelsOf(src, route.workload, route.service, route.carried == VerdictMTLS), func(a *telemetry.Access) {
+		describeRoute(a, src, route)
+	})
+	if route.carried != VerdictMTLS {
+		return p.carryPlain(ctx, f, app, route)
+	}
+	stream, err := p.connectHBONE(ctx, src, app, route)
+	if err != nil {
+		return err
+	}
+	return f.splice(ctx, app, stream)
+}
+
+func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, route *route) error {
+	dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	upstream, err := p.network.Dial(dialCtx, route.dial)
+	if err != nil {
+		return refuse(VerdictConnect, "%w", err)
+	}
+	return f.relay(ctx, app, upstream)
+}
+
+// connectHBONE opens a stream to the route's authority, on a connection shared with other connections of this pod.
+func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, app *net.TCPConn, route *route) (*hbone.Stream, error) {
+	from := addrPort(app.RemoteAddr())
+	id := src.Identity()
+	key := hbone.Key{
+		Source: id.String(), Expected: strings.Join(route.expected, " "), Addr: route.dial, SourceIP: from.Addr(),
+	}
+	dial := func(ctx context.Context) (net.Conn, error) { return p.network.Dial(ctx, route.dial) }
+	stream, _, err := p.pool.Connect(ctx, key, dial, p.ClientTLS(id, route.expected), hbone.ConnectRequest{
+		Authority: route.authority, Headers: connectHeaders(from, src, route.service),
+	})
+	if err != nil {
+		return nil, connectRefusal(err, route)
+	}
+	return stream, nil
+}
+
+// connectRefusal says which step of an HBONE connect failed.
+func connectRefusal(err error, route *route) error {
+	var status *hbone.StatusError
+	var unavailable *identity.UnavailableError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err // cut: the cause is known to whoever cut
+	case errors.As(err, &status) && status.Code == 401:
+		return refuse(VerdictPeer, "refused by the policies of %s: %w", route.authority, err).flagged(telemetry.FlagDeny)
+	case errors.As(err, &status):
+		return refuse(VerdictPeer, "refused by %s: %w", route.dial, err)
+	case errors.As(err, &unavailable):
+		return refuse(VerdictIdentity, "%w", err).flagged(telemetry.FlagIdentity)
+	case errors.Is(err, hbone.ErrTLS):
+		return refuse(VerdictTLS, "connect to %s: %w", route.dial, err).flagged(telemetry.FlagTLS)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return refuse(VerdictConnect, "connect to %s: %w; a network policy may block port %d", route.dial, err, route.dial.Port()).
+			flagged(telemetry.FlagNetworkPolicy)
+	}
+	return refuse(VerdictConnect, "connect to %s: %w", route.dial, err)
+}
+
+func describeRoute(a *telemetry.Access, src *discovery.Workload, r *route) {
+	mtls := r.carried == VerdictMTLS
+	describeSource(a, src, mtls)
+	a.Dst.Addr = r.dial
+	a.HBONEAddr = r.authority
+	if r.workload != nil {
+		describeEnd(&a.Dst, r.workload, mtls)
+	}
+	if r.service != nil {
+		a.Service = r.service.Hostname
+	}
+}
+
+func describeSource(a *telemetry.Access, src *discovery.Workload, mtls bool) {
+	describeEnd(&a.Src, src, mtls)
+}
+
+func describeEnd(e *telemetry.Endpoint, w *discovery.Workload, mtls bool) {
+	e.Workload, e.Namespace, e.Cluster = w.Name, w.Namespace, w.ClusterID
+	if mtls {
+		e.Identity = w.Identity().String()
+	}
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+)
+
+// route is where an outbound connection goes, and how.
+type route struct {
+	// carried is VerdictMTLS, VerdictPlaintext or VerdictPassthrough.
+	carried Verdict
+	// dial is the address to connect to.
+	dial netip.AddrPort
+	// authority is the CONNECT target behind dial; only with VerdictMTLS.
+	authority string
+	// expected are the SPIFFE identities of which the peer must have one; only with VerdictMTLS.
+	expected []string
+	// workload is who answers at dial, nil if unknown. service is what the client asked for, nil if it was no VIP.
+	workload *discovery.Workload
+	service  *discovery.Service
+}
+
+// router decides where connections go. It only looks things up.
+type router struct {
+	store   *discovery.Store
+	network string
+	turn    atomic.Uint64 // of pick
+}
+
+// outbound decides where a connection of src to the address to goes. Ambient section 8.1, with two cases left out and
+// refused rather than bypassed: other networks and PROXY-protocol waypoints.
+//
+// An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through.
+func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, error) {
+	if to.Addr().IsLoopback() && isReservedPort(to.Port()) {
+		return nil, refuse(VerdictReservedPort, "port %d is ztunnel's own", to.Port())
+	}
+	// Service first: a VIP names more than the workload that happens to have the address too.
+	if svc := r.store.ServiceByVIP(r.network, to.Addr(), src.Namespace); svc != nil {
+		return r.toService(src, svc, to)
+	}
+	w := r.store.WorkloadByAddr(r.network, to.Addr())
+	if w == nil {
+		return &route{carried: VerdictPassthrough, dial: to}, nil
+	}
+	if w.Waypoint != nil && !r.isWaypoint(src, w.Waypoint) {
+		return r.viaWaypoint(src, w.Waypoint, nil, to)
+	}
+	return r.toWorkload(w, nil, to)
+}
+
+func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
+	if gw := r.waypointOf(svc); gw != nil {
+		return r.viaWaypoint(src, gw, svc, to)
+	}
+	pick, err := r.balance(src, svc, to)
+	if err != nil {
+		return nil, err
+	}
+	if pick == nil {
+		return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
+	}
+	return r.toWorkload(pick.workload, svc, pick.addr)
+}
+
+// waypointOf chooses among several waypoints by weight, else takes the one there is.
+func (r *router) waypointOf(svc *discovery.Service) *discovery.Gateway {
+	var total uint64
+	for _, g := range svc.WeightedWaypoints {
+		total += uint64(g.Weight)
+	}
+	if total == 0 {
+		return svc.Waypoint
+	}
+	at := r.take(total)
+	for i, g := range svc.WeightedWaypoints {
+		if weight := uint64(g.Weight); at >= weight {
+			at -= weight
+			continue
+		}
+		return &svc.WeightedWaypoints[i].Gateway
+	}
+	return svc.Waypoint
+}
+
+// toWorkload ends at w: in HBONE if w speaks it.
+func (r *router) toWorkload(w *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
+	if w.Network != r.network {
+		return nil, refuse(VerdictOtherNetwork, "workload %s is on network %q, ztunnel on %q: other networks are not supported yet", w.UID, w.Network, r.network)
+	}
+	if w.Protocol != discovery.ProtocolHBONE {
+		return &route{carried: VerdictPlaintext, dial: to, workload: w, service: svc}, nil
+	}
+	return &route{
+		carried: VerdictMTLS, dial: netip.AddrPortFrom(to.Addr(), hbonePort), authority: to.String(),
+		expected: expected(w, svc), workload: w, service: svc,
+	}, nil
+}
+
+const hbonePort = 15008
+
+// expected are the identities that may answer for w, chosen for svc: ambient section 4.1.
+func expected(w *discovery.Workload, svc *discovery.Service) []string {
+	ids := []string{w.Identity().String()}
+	if svc != nil {
+		ids = append(ids, svc.SubjectAltNames...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/identity"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+	"github.com/sluice-mesh/sluice/ztunnel/proxy"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+// What readiness waits for, in the reference's words.
+const (
+	taskState = "state manager"
+	taskPods  = "workload proxy manager"
+	taskMaps  = "datapath"
+)
+
+// ztunnel is the parts of the running process.
+//
+//	control plane ──xDS──► Client ──► Store ──► proxy, destinations ──► kernel
+//	              ◄──CSR── Manager (certificates) ──► proxy
+//	agent ──ZDS──► inpod.Client ──► inpod.Manager ──► proxy, one per pod
+type ztunnel struct {
+	config  *Config
+	log     *slog.Logger
+	levels  *telemetry.Levels
+	metrics *telemetry.Metrics
+	ready   telemetry.Readiness
+
+	store *discovery.Store
+	xds   *discovery.Client
+	certs *identity.Manager
+	// proxy and pods are set when the datapath is open; read them after orders only, or under mu.
+	mu    sync.Mutex
+	proxy *proxy.Proxy
+	pods  *inpod.Manager
+
+	// stop begins the end of the process; its cause is what main reports, nil for an end in order.
+	stop context.CancelCauseFunc
+	// orders are what stops when draining begins, life is what goes on until it is over.
+	orders, life sync.WaitGroup
+}
+
+// serve runs until ctx ends and all is drained. An error means that it could not start or had to give up.
+func serve(ctx context.Context, config *Config, log *slog.Logger, levels *telemetry.Levels) error {
+	raiseFileLimit(log)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	life, end := context.WithCancel(context.Background())
+	z := &ztunnel{config: config, log: log, levels: levels, metrics: telemetry.NewMetrics(version()), store: discovery.NewStore(), stop: stop}
+	defer z.life.Wait()
+	defer end()
+	if err := z.start(ctx, life); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	z.orders.Wait()
+	z.drain()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// start returns when everything runs that can run before the control plane and the agent answer.
+func (z *ztunnel) start(ctx, life context.Context) error {
+	z.ready.Pend(taskState)
+	z.ready.Pend(taskPods)
+	if err := z.servePages(life); err != nil {
+		return err
+	}
+	if err := z.followControlPlane(life); err != nil {
+		return err
+	}
+	z.orders.Go(func() {
+		if err := z.servePods(ctx, life); err != nil {
+			z.stop(err)
+		}
+	})
+	z.log.Info("ztunnel started", "version", version(), "node", z.config.NodeName)
+	return nil
+}
+
+// servePages starts the three HTTP servers. An address in use is an error.
+//
+// They answer to the very end, drain included.
+func (z *ztunnel) servePages(life context.Context) error {
+	admin := &telemetry.Admin{Dump: z.dump, Levels: z.levels, Quit: func() { z.stop(nil) }}
+	for _, page := range []struct {
+		name, address string
+		handler       http.Handler
+	}{
+		{"admin", z.config.AdminAddress, admin.Handler()},
+		{"stats", z.config.StatsAddress, telemetry.StatsHandler(z.metrics)},
+		{"readiness", z.config.ReadinessAddress, telemetry.ReadyHandler(&z.ready)},
+	} {
+		l, err := net.Listen("tcp", page.address)
+		if err != nil {
+			return fmt.Errorf("%s page: %w", page.name, err)
+		}
+		z.log.Info("page is served", "page", page.name, "address", l.Addr().String())
+		z.life.Go(func() {
+			if err := telemetry.Serve(life, l, page.handler); err != nil {
+				z.stop(fmt.Errorf("%s page: %w", page.name, err))
+			}
+		})
+	}
+	return nil
+}
+
+// followControlPlane starts xDS and makes the certificate manager.
+//
+// Both go on while draining: policies must hold for the connections that are left.
+func (z *ztunnel) followControlPlane(life context.Context) error {
+	c := z.config
+	server := identity.ControlPlane{Address: c.XDSAddress, RootCA: c.XDSRootCA, Token: c.AuthToken, ClusterID: c.ClusterID}
+	var err error
+	z.xds, err = discovery.NewClient(discovery.Config{
+		ControlPlane: server,
+		Node: discovery.Node{
+			InstanceIP: c.InstanceIP, PodName: cmp.Or(c.PodName, c.NodeName), Namespace: c.Namespace,
+			NodeName: c.NodeName, ClusterID: c.ClusterID, Network: c.Network, Metadata: c.Metadata,
+		},
+		Store: z.store, Counters: z.metrics, Logger: telemetry.Scope(z.log, "xds"),
+	})
+	if err != nil {
+		return fmt.Errorf("xds: %w", err)
+	}
+	server.Address, server.RootCA = cmp.Or(c.CAAddress, c.XDSAddress), cmp.Or(c.CARootCA, c.XDSRootCA)
+	ca, err := identity.NewCAClient(server, c.SecretTTL)
+	if err != nil {
+		return fmt.Errorf("certificate authority: %w", err)
+	}
+	z.certs = identity.NewManager(identity.Config{CA: ca, Logger: telemetry.Scope(z.log, "identity")})
+	z.life.Go(func() { _ = z.xds.Run(life) })
+	z.life.Go(func() {
+		<-life.Done()
+		z.certs.Close()
+		_ = ca.Close()
+	})
+	return nil
+}
+
+// openDatapath waits until the agent has loaded the node's maps. With a foreign agent there are none.
+func (z *ztunnel) openDatapath(ctx context.Context) (*bpf.Node, error) {
+	if z.config.AgentSocket == "" {
+		return nil, inpod.CheckPrivileges()
+	}
+	z.ready.Pend(taskMaps)
+	for warned := false; ; warned = true {
+		node, err := bpf.OpenNode(z.config.PinRoot)
+		if err == nil {
+			z.ready.Done(taskMaps)
+			return node, nil
+		}
+		if !errors.Is(err, bpf.ErrNotLoaded) {
+			return nil, err
+		}
+		if !warned {
+			z.log.Warn("the agent has not loaded the datapath yet; waiting", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// servePods takes orders from the agent until ctx ends, beginning when the control plane has said what there is.
+func (z *ztunnel) servePods(ctx, life context.Context) error {
+	node, err := z.openDatapath(ctx)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	z.makeManager(life, node)
+	select {
+	case <-z.xds.Synced():
+	case <-ctx.Done():
+		return nil
+	}
+	z.ready.Done(taskState)
+	if node != nil {
+		z.orders.Go(func() { z.keepDestinations(ctx, node) })
+	}
+	client := &inpod.Client{Socket: z.config.ZDSSocket, Manager: z.pods, Log: z.pods.Log, Ready: z.podsReady}
+	return client.Run(ctx)
+}
+
+// makeManager makes the proxy and the table of pods it serves. node is nil with a foreign agent.
+func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
+	prepare, listen := inpod.SetMark, inpod.ListenInPod
+	if node != nil {
+		prepare = func(fd int) error { return node.TagSocket(fd, bpf.TagProxy) }
+		listen = inpod.AskAgent(nodeapi.Client{Socket: z.config.AgentSocket}, prepare)
+	}
+	carrier := proxy.New(life, proxy.Config{
+		Store:     z.store,
+		ServerTLS: func(id identity.Identity) *tls.Config { return identity.ServerTLS(z.certs, id) },
+		ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
+			return identity.ClientTLS(z.certs, id, expected)
+		},
+		Prefetch: z.certs.Prefetch, Forget: z.certs.Forget,
+		Metrics: z.metrics, Access: telemetry.NewAccessLog(z.log), Log: telemetry.Scope(z.log, "proxy"),
+		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
+	})
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.proxy = carrier
+	z.pods = &inpod.Manager{
+		Sockets: inpod.NewSockets(life, prepare), Listen: listen, Start: carrier.Serve,
+		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
+	}
+}
+
+func (z *ztunnel) keepDestinations(ctx context.Context, node *bpf.Node) {
+	d := destinations{
+		set: node.Destinations(), size: z.metrics.Destinations, log: telemetry.Scope(z.log, "datapath"),
+		want: func() discovery.CaptureSet { return z.store.CaptureSet(z.config.Network) },
+	}
+	d.run(ctx, z.store.Subscribe())
+}
+
+func (z *ztunnel) podsReady(ready bool) {
+	if ready {
+		z.ready.Done(taskPods)
+	} else {
+		z.ready.Pend(taskPods)
+	}
+}
+
+// drain lets connections end, for as long as the configuration allows.
+func (z *ztunnel) drain() {
+	if z.pods == nil {
+		return // never got that far
+	}
+	z.log.Info("draining", "limit", z.config.DrainTimeout)
+	z.ready.Pend("drain")
+	ctx, cancel := context.WithTimeout(context.Background(), z.config.DrainTimeout)
+	defer cancel()
+	z.pods.Drain(ctx)
+}
+
+// podCounts shows the table of pods as metrics.
+type podCounts struct{ m *telemetry.Metrics }
+
+func (c podCounts) Counts(running, pending int) {
+	c.m.ActivePods.Set(float64(running))
+	c.m.PendingPods.Set(float64(pending))
+}
+func (c podCounts) Started() { c.m.PodsStarted.Inc() }
+func (c podCounts) Stopped() { c.m.PodsEnded.Inc() }
