@@ -9,6 +9,7 @@
 
 #include "include/destinations.bpf.h"
 #include "include/flow.bpf.h"
+#include "include/listeners.bpf.h"
 #include "include/packet.bpf.h"
 #include "include/probe_flows.bpf.h"
 #include "include/searching.bpf.h"
@@ -195,6 +196,61 @@ static __always_inline bool has_peer(struct __sk_buff *skb, const struct flow *f
 	return found;
 }
 
+static __always_inline bool has_listener(__u32 slot)
+{
+	struct bpf_sock *listener = bpf_map_lookup_elem(&listeners, &slot);
+
+	if (!listener)
+		return false;
+	bpf_sk_release(listener);
+	return true;
+}
+
+/* Turns an IPv4 SYN into its reset, as if the destination had sent it. dispatch drops a bounced SYN if the slot is
+ * empty, and for IPv6 the kernel then sends a reset; for IPv4 it cannot, because the reset's source is no address of
+ * the pod's (ip_route_output_key refuses it), and connect() would hang.
+ *
+ * Only fields of a fixed size change. Addresses and ports just change places, so they leave all checksums as they are.
+ */
+static __always_inline int refuse_ipv4(struct __sk_buff *skb, const struct packet *packet)
+{
+	const __u32 network = sizeof(struct ethhdr);
+	const __u32 transport = network + packet->offset;
+	const __u32 check = transport + __builtin_offsetof(struct tcphdr, check);
+	const __be32 addresses[] = {packet->flow.dst.word[3], packet->flow.src.word[3]};
+	struct ethhdr eth, back;
+	union tcp_word_hdr syn, reset;
+	long err;
+
+	count(VERDICT_DROP_NO_LISTENER);
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) ||
+	    bpf_skb_load_bytes(skb, transport, &syn, sizeof(syn)))
+		return TC_ACT_SHOT;
+	back = eth;
+	__builtin_memcpy(back.h_dest, eth.h_source, ETH_ALEN);
+	__builtin_memcpy(back.h_source, eth.h_dest, ETH_ALEN);
+
+	reset = syn;
+	reset.hdr.source = syn.hdr.dest;
+	reset.hdr.dest = syn.hdr.source;
+	reset.hdr.seq = 0;
+	reset.hdr.ack_seq = bpf_htonl(bpf_ntohl(syn.hdr.seq) + 1);
+	reset.words[3] = (syn.words[3] & TCP_DATA_OFFSET) | TCP_FLAG_RST | TCP_FLAG_ACK;
+
+	err = bpf_skb_store_bytes(skb, 0, &back, sizeof(back), 0);
+	err |= bpf_skb_store_bytes(skb, network + __builtin_offsetof(struct iphdr, saddr),
+				   addresses, sizeof(addresses), 0);
+	err |= bpf_skb_store_bytes(skb, transport, &reset, __builtin_offsetof(struct tcphdr, check),
+				   0);
+	err |= bpf_l4_csum_replace(skb, check, syn.words[1], reset.words[1], sizeof(__be32));
+	err |= bpf_l4_csum_replace(skb, check, syn.words[2], reset.words[2], sizeof(__be32));
+	err |= bpf_l4_csum_replace(skb, check, syn.words[3], reset.words[3], sizeof(__be32));
+	if (err)
+		return TC_ACT_SHOT;
+	/* In by the interface that it would have come from, so that no reverse path filter minds. */
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
 /* Decides a new connection, whatever its socket was used for before. */
 static __always_inline int first_segment(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -203,6 +259,8 @@ static __always_inline int first_segment(struct __sk_buff *skb, const struct pac
 		return pass(VERDICT_PASSTHROUGH);
 	}
 	set_tag(skb, &packet->flow, TAG_LOCAL);
+	if (is_v4(&packet->flow.dst) && !has_listener(SLOT_OUTBOUND4))
+		return refuse_ipv4(skb, packet);
 	count(VERDICT_CAPTURED);
 	return bounce(skb);
 }

@@ -92,6 +92,7 @@ const (
 	captureMapComplete       = "complete"
 	captureMapDestinations   = "destinations"
 	captureMapGrandfathered  = "grandfathered"
+	captureMapListeners      = "listeners"
 	captureMapProbeFlows     = "probe_flows"
 	captureMapSearching      = "searching"
 	captureMapSocketTags     = "socket_tags"
@@ -155,6 +156,7 @@ type captureMapSpecs struct {
 	Complete      *ebpf.MapSpec `ebpf:"complete"`
 	Destinations  *ebpf.MapSpec `ebpf:"destinations"`
 	Grandfathered *ebpf.MapSpec `ebpf:"grandfathered"`
+	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	ProbeFlows    *ebpf.MapSpec `ebpf:"probe_flows"`
 	Searching     *ebpf.MapSpec `ebpf:"searching"`
 	SocketTags    *ebpf.MapSpec `ebpf:"socket_tags"`
@@ -194,6 +196,7 @@ type captureMaps struct {
 	Complete      *ebpf.Map `ebpf:"complete"`
 	Destinations  *ebpf.Map `ebpf:"destinations"`
 	Grandfathered *ebpf.Map `ebpf:"grandfathered"`
+	Listeners     *ebpf.Map `ebpf:"listeners"`
 	ProbeFlows    *ebpf.Map `ebpf:"probe_flows"`
 	Searching     *ebpf.Map `ebpf:"searching"`
 	SocketTags    *ebpf.Map `ebpf:"socket_tags"`
@@ -205,6 +208,7 @@ func (m *captureMaps) Close() error {
 		m.Complete,
 		m.Destinations,
 		m.Grandfathered,
+		m.Listeners,
 		m.ProbeFlows,
 		m.Searching,
 		m.SocketTags,

@@ -8,6 +8,7 @@
 #include <linux/in.h>
 
 #include "include/flow.bpf.h"
+#include "include/listeners.bpf.h"
 #include "include/local_flows.bpf.h"
 #include "include/probe_flows.bpf.h"
 #include "include/searching.bpf.h"
@@ -17,27 +18,6 @@
 /* Not in the user API headers. */
 #define AF_INET  2
 #define AF_INET6 10
-
-enum slot {
-	SLOT_OUTBOUND4 = 0,
-	SLOT_OUTBOUND6 = 1,
-	SLOT_INBOUND4 = 2,
-	SLOT_INBOUND6 = 3,
-	SLOT_HBONE4 = 4,
-	SLOT_HBONE6 = 5,
-	SLOT_MAX = 16, /* room for DNS and whatever comes */
-};
-
-/* ztunnel's listeners in this namespace. An entry goes by itself when its socket is closed.
- * Sizes, not types: with types the kernel refuses the first attempt to create the map and the loader's second one
- * takes 20 ms (Linux 6.18).
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_SOCKMAP);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u64));
-	__uint(max_entries, SLOT_MAX);
-} listeners SEC(".maps");
 
 /* Test runs cannot set ingress_ifindex: they set this to 0 instead, and everything is from lo. */
 volatile const __u32 loopback_ifindex = STEERING_LOOPBACK_IFINDEX;

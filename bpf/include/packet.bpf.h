@@ -30,7 +30,7 @@ struct ipv6_fragment {
 
 enum shape {
 	SHAPE_OTHER,     /* not TCP; the packet is not filled */
-	SHAPE_TCP,       /* flow, flags and payload are valid */
+	SHAPE_TCP,       /* all of the packet is valid */
 	SHAPE_FRAGMENT,  /* may be TCP; only the addresses are valid */
 	SHAPE_MALFORMED, /* headers cut short or inconsistent; nothing is valid */
 	SHAPE_HEADERS, /* IPv6 extension headers that are not followed; only the addresses are valid */
@@ -38,6 +38,7 @@ enum shape {
 
 struct packet {
 	struct flow flow;
+	__u32 offset; /* of the TCP header, from the network header */
 	__be32 flags; /* TCP_FLAG_* */
 	bool payload; /* true if in doubt */
 };
@@ -56,6 +57,7 @@ static __always_inline enum shape parse_tcp(struct __sk_buff *skb, __u32 offset,
 
 	if (!load(skb, offset, &tcp, sizeof(tcp)) || tcp.doff < TCP_MIN_DOFF)
 		return SHAPE_MALFORMED;
+	packet->offset = offset;
 	packet->flow.sport = tcp.source;
 	packet->flow.dport = tcp.dest;
 	packet->flags = tcp_flag_word(&tcp);

@@ -43,7 +43,7 @@ enum verdict {
 	VERDICT_DROP_MALFORMED = 34, /* capture: headers cut short or inconsistent */
 	VERDICT_DROP_HEADERS = 35, /* capture: too many IPv6 extension headers, or source routing */
 	VERDICT_DROP_BOUNCE = 36,  /* capture: the packet could not be rewritten */
-	VERDICT_DROP_NO_LISTENER = 37,   /* dispatch: the slot is empty */
+	VERDICT_DROP_NO_LISTENER = 37,   /* dispatch, capture: the slot is empty */
 	VERDICT_DROP_LEAK = 38,          /* guard: SYN towards the mesh that is not mutual TLS */
 	VERDICT_DROP_LEAK_FRAGMENT = 39, /* guard: TCP fragment towards the mesh */
 	VERDICT_DROP_LEAK_HEADERS =

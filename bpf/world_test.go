@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+// world is a node with pods, some of them attached:
+//
+//	client ──┐                    each pod: eth0, 10.77.0.N and fd77::N
+//	server ──┼── node (forwards)
+//	legacy ──┘
+type world struct {
+	*Node
+	host *testutil.Node
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	testutil.RequireRoot(t)
+	testutil.RequireKernel(t, "6.6", "tcx")
+	n, err := LoadNode(filepath.Join(testutil.BPFFS(t), "sluice", "v1"))
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { _ = n.Close() })
+	return &world{Node: n, host: testutil.NewNode(t)}
+}
+
+// mesh makes the set of destinations complete, with the addresses of these pods in it.
+func (w *world) mesh(t *testing.T, pods ...*testutil.Pod) {
+	t.Helper()
+	d := w.Destinations()
+	for _, p := range pods {
+		if err := d.Add(p.Addr4, p.Addr6); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.SetComplete(true); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// attach is AttachPod on the node's thread, with guard.
+func (w *world) attach(t *testing.T, pod *testutil.Pod, edit ...func(*PodConfig)) *Pod {
+	t.Helper()
+	p, err := w.tryAttach(pod, edit...)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+func (w *world) tryAttach(pod *testutil.Pod, edit ...func(*PodConfig)) (p *Pod, err error) {
+	cfg := w.config(pod)
+	for _, e := range edit {
+		e(&cfg)
+	}
+	err = w.host.Do(func() (err error) {
+		p, err = w.AttachPod(cfg)
+		return err
+	})
+	return p, err
+}
+
+func (w *world) config(pod *testutil.Pod) PodConfig {
+	return PodConfig{
+		ID: pod.Name, UID: "uid-" + pod.Name, Namespace: "default", Name: pod.Name, ContainerID: "c-" + pod.Name,
+		NetnsPath: pod.Path, Interfaces: []string{"eth0"}, HostIfindexes: []int{pod.HostIfindex},
+	}
+}
+
+// check is Check on the node's thread.
+func (w *world) check(p *Pod) error { return w.host.Do(p.Check) }
+
+// enrolled is an attached pod with a proxy: what ztunnel is to it, without mTLS.
+type enrolled struct {
+	*testutil.Pod
+	bpf   *Pod
+	proxy *proxy
+}
+
+func (w *world) enrol(t *testing.T, pod *testutil.Pod, edit ...func(*PodConfig)) *enrolled {
+	t.Helper()
+	x := newProxy(t, w.Node, pod)
+	with := func(c *PodConfig) { c.Listeners = x.fds(t) }
+	return &enrolled{Pod: pod, bpf: w.attach(t, pod, append([]func(*PodConfig){with}, edit...)...), proxy: x}
+}
+
+// wantVerdict waits until the pod has counted a verdict at least n times.
+func (e *enrolled) wantVerdict(t *testing.T, v Verdict, n uint64) {
+	t.Helper()
+	testutil.Eventually(t, 2*time.Second, func() error {
+		got, err := e.bpf.Verdicts()
+		if err == nil && got[v] < n {
+			err = fmt.Errorf("%v: got %d, want at least %d; all: %v", v, got[v], n, got)
+		}
+		return err
+	})
+}
+
+// count is a pod's counter of a verdict as it is now.
+func (e *enrolled) count(t *testing.T, v Verdict) uint64 {
+	t.Helper()
+	got, err := e.bpf.Verdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got[v]
+}
+
+// Addresses that nobody has, for the proxy's listeners.
+var hidden = map[bool]netip.Addr{false: netip.MustParseAddr("203.0.113.1"), true: netip.MustParseAddr("100::1")}
+
+// proxy stands for ztunnel in one pod. A connection to its outbound and HBONE listeners is answered like an Echo's, by
+// the name "outbound@ORIGINAL-DESTINATION"; one to its inbound listeners too, or is delivered to the app if deliver is
+// set before the first connection.
+type proxy struct {
+	node      *Node
+	pod       *testutil.Pod
+	listeners map[Slot]net.Listener
+	deliver   bool
+	wg        sync.WaitGroup
+}
+
+func newProxy(t *testing.T, n *Node, pod *testutil.Pod) *proxy {
+	t.Helper()
+	x := &proxy{node: n, pod: pod, listeners: map[Slot]net.Listener{}}
+	// Ports that no app listens on: a wildcard listener of the app's conflicts with these, hidden address or not.
+	ports := map[Slot]uint16{SlotOutbound4: 1, SlotInbound4: 2, SlotHBONE4: 3}
+	for _, s := range Slots() {
+		role := s
+		if s.IsIPv6() {
+			role--
+		}
+		x.listeners[s] = x.listen(t, netip.AddrPortFrom(hidden[s.IsIPv6()], ports[role]))
+		x.wg.Add(1)
+		go x.serve(role, x.listeners[s])
+	}
+	t.Cleanup(x.close)
+	return x
+}
+
+func (x *proxy) close() {
+	for _, l := range x.listeners {
+		_ = l.Close()
+	}
+	x.wg.Wait()
+}
+
+func (x *proxy) listen(t *testing.T, addr netip.AddrPort) net.Listener {
+	t.Helper()
+	lc := net.ListenConfig{Control: x.prepare}
+	lc.SetMultipathTCP(false)
+	var l net.Listener
+	x.pod.MustDo(t, func() (err error) {
+		l, err = lc.Listen(context.Background(), "tcp", addr.String())
+		return err
+	})
+	return l
+}
+
+// prepare makes a socket of the proxy's: tagged, and free to use any address.
+func (x *proxy) prepare(network, _ string, raw syscall.RawConn) error {
+	var errs []error
+	err := raw.Control(func(p uintptr) {
+		fd := int(p)
+		errs = append(errs, x.node.TagSocket(fd, TagProxy))
+		if network == "tcp6" {
+			errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1),
+				unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
+		} else {
+			errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
+				unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
+		}
+		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1))
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+func (x *proxy) fds(t *testing.T) map[Slot]int {
+	t.Helper()
+	fds := map[Slot]int{}
+	for s, l := range x.listeners {
+		fds[s] = fdOf(t, l)
+	}
+	return fds
+}
+
+func (x *proxy) serve(role Slot, l net.Listener) {
+	defer x.wg.Done()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go x.handle(role, c.(*net.TCPConn))
+	}
+}
+
+func (x *proxy) handle(role Slot, c *net.TCPConn) {
+	defer func() { _ = c.Close() }()
+	if role == SlotInbound4 && x.deliver {
+		x.toApp(c)
+		return
+	}
+	name := map[Slot]string{SlotOutbound4: "outbound", SlotInbound4: "inbound", SlotHBONE4: "hbone"}[role]
+	_, _ = fmt.Fprintf(c, "%s@%s %s\n", name, unmap(c.LocalAddr()), unmap(c.RemoteAddr()))
+	echo(c)
+}
+
+// hangUp, sent alone, makes a proxy close first.
+const hangUp = "hang up"
+
+func echo(c *net.TCPConn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := c.Read(buf)
+		if err != nil || string(buf[:n]) == hangUp {
+			return
+		}
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// toApp delivers: it dials the app from the client's address and copies both ways, with half-close. If the app
+// refuses, so does it.
+func (x *proxy) toApp(c *net.TCPConn) {
+	app, err := x.dialApp(unmap(c.RemoteAddr()).Addr(), unmap(c.LocalAddr()))
+	if err != nil {
+		_ = c.SetLinger(0)
+		return
+	}
+	defer func() { _ = app.Close() }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(app, c)
+		_ = app.CloseWrite()
+	}()
+	_, _ = io.Copy(c, app)
+	_ = c.CloseWrite()
+	<-done
+}
+
+func (x *proxy) dialApp(client netip.Addr, app netip.AddrPort) (*net.TCPConn, error) {
+	d := &net.Dialer{Control: x.prepare, Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client, 0))}
+	c, err := x.pod.DialWith(context.Background(), d, "tcp", app.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func unmap(a net.Addr) netip.AddrPort {
+	ap := addrPortOf(a)
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// wantAnswer asks addr from inside a pod and checks who answers, and from which address it saw the pod.
+func wantAnswer(t *testing.T, from *testutil.NS, addr netip.AddrPort, name string, source netip.Addr) {
+	t.Helper()
+	got, err := from.AskFrom(addr)
+	if err != nil {
+		t.Errorf("ask %v: %v", addr, err)
+		return
+	}
+	if got.Name != name || source.IsValid() && got.From.Addr() != source {
+		t.Errorf("ask %v: got %q from %v, want %q from %v", addr, got.Name, got.From.Addr(), name, source)
+	}
+}
+
+// eachFamily runs a subtest for IPv4 and one for IPv6.
+func eachFamily(t *testing.T, test func(t *testing.T, family string)) {
+	for _, family := range []string{"4", "6"} {
+		t.Run("IPv"+family, func(t *testing.T) { test(t, family) })
+	}
+}
