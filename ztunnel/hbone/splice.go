@@ -57,7 +57,7 @@ func (s *Stream) spliceFrom(tcp *net.TCPConn, sent *atomic.Uint64) error {
 		case err == io.EOF:
 			return s.closeWrite()
 		case s.writeErr() != nil:
-			return err // The stream is dead; spliceTo learns it too and unblocks what is left.
+			return s.writeErr() // The stream is dead; spliceTo learns it too and unblocks what is left.
 		case errors.Is(err, net.ErrClosed), isTimeout(err):
 			s.Reset(CodeCancel)
 			return err

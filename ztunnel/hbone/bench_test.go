@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hbone
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// BenchmarkBulk moves data through two Splices and one connection, all in this process:
+// app TCP, Splice, TLS, Splice, app TCP.
+func BenchmarkBulk(b *testing.B) {
+	for _, streams := range []int{1, 8} {
+		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
+			_, open := proxied(b)
+			const chunk = 1 << 20
+			var clients, servers []*net.TCPConn
+			for range streams {
+				c, s, _ := open()
+				clients, servers = append(clients, c), append(servers, s)
+			}
+			b.SetBytes(chunk)
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for i := range streams {
+				n := b.N / streams
+				if i < b.N%streams {
+					n++
+				}
+				wg.Add(2)
+				go func() { defer wg.Done(); fill(clients[i], n, chunk) }()
+				go func() { defer wg.Done(); drainN(servers[i], int64(n)*chunk) }()
+			}
+			wg.Wait()
+		})
+	}
+}
+
+func fill(c *net.TCPConn, n, chunk int) {
+	buf := make([]byte, chunk)
+	for range n {
+		if _, err := c.Write(buf); err != nil {
+			return
+		}
+	}
+}
+
+func drainN(c *net.TCPConn, n int64) {
+	buf := make([]byte, 1<<20)
+	for n > 0 {
+		m, err := c.Read(buf)
+		n -= int64(m)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// BenchmarkRequests is keep-alive request and response of 128 bytes each through the whole chain.
+func BenchmarkRequests(b *testing.B) {
+	for _, streams := range []int{1, 32} {
+		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
+			_, open := proxied(b)
+			var clients []*net.TCPConn
+			for range streams {
+				c, s, _ := open()
+				clients = append(clients, c)
+				go func() { _, _ = io.Copy(writerOnly{s}, struct{ io.Reader }{s}) }()
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for i, c := range clients {
+				n := b.N / streams
+				if i < b.N%streams {
+					n++
+				}
+				wg.Add(1)
+				go func() { defer wg.Done(); pingPong(c, n) }()
+			}
+			wg.Wait()
+		})
+	}
+}
+
+func pingPong(c *net.TCPConn, n int) {
+	buf := make([]byte, 128)
+	for range n {
+		if _, err := c.Write(buf); err != nil {
+			return
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			return
+		}
+	}
+}
+
+// BenchmarkConnect is one CONNECT, its answer and the end of the stream on a warm connection, both ends counted.
+func BenchmarkConnect(b *testing.B) {
+	e := newEnv(b, func(_ context.Context, r *ServerStream) {
+		s, err := r.Accept([]Header{{"baggage", "k8s.namespace.name=demo"}})
+		if err != nil {
+			return
+		}
+		_ = s.CloseWrite()
+		_, _ = s.WriteTo(io.Discard)
+	})
+	headers := []Header{
+		{"baggage", "k8s.cluster.name=Kubernetes,k8s.namespace.name=demo,k8s.deployment.name=client"},
+		{"forwarded", `for="10.0.0.1:4711"`},
+		{"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"},
+	}
+	ctx := context.Background()
+	b.ReportAllocs()
+	for b.Loop() {
+		s, _, err := e.connect(ctx, headers...)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = s.CloseWrite()
+		_, _ = s.WriteTo(io.Discard)
+		_ = s.Close()
+	}
+}
