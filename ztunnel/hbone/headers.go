@@ -187,7 +187,7 @@ func (b *headerBlock) pseudo(f hpack.HeaderField) {
 	case b.malformed != "":
 	case len(b.fields) > 0:
 		b.malformed = f.Name + " after a header"
-	case *slot != "":
+	case *slot != "" && (slot != &b.other || *slot == f.Name):
 		b.malformed = f.Name + " after " + f.Name
 	case badValue(f.Value):
 		b.malformed = f.Name + ": bad byte in value"

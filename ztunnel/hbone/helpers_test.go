@@ -252,3 +252,20 @@ func wantStreamError(tb testing.TB, err error, code ErrCode, remote bool) {
 }
 
 func isReset(err error) bool { return errors.Is(err, syscall.ECONNRESET) }
+
+func withCancel(tb testing.TB) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	tb.Cleanup(cancel)
+	return ctx, cancel
+}
+
+// stallable is echo, but accepts and reads nothing when the header mode says "stall".
+func stallable(ctx context.Context, r *ServerStream) {
+	if r.Header("mode") != "stall" {
+		echo(ctx, r)
+		return
+	}
+	if _, err := r.Accept(nil); err == nil {
+		<-ctx.Done()
+	}
+}
