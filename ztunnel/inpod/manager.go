@@ -76,7 +76,7 @@ type entry struct {
 //
 // Adding a pod again is fine. On error the pod is pending: it is in the table, and [Manager.Retry] tries again.
 func (m *Manager) Add(ctx context.Context, info Info, fd int) error {
-	pod, err := newPod(info, fd, m.Sockets)
+	pod, err := NewPod(info, fd, m.Sockets)
 	if err != nil {
 		return fmt.Errorf("add pod %s: %w", info, err)
 	}

@@ -33,8 +33,8 @@ type Pod struct {
 	sockets *Sockets
 }
 
-// newPod takes ownership of fd, also on error.
-func newPod(info Info, fd int, sockets *Sockets) (*Pod, error) {
+// NewPod wraps the network namespace fd, and takes ownership of it, also on error.
+func NewPod(info Info, fd int, sockets *Sockets) (*Pod, error) {
 	ns, err := netns.FromFD(fd)
 	if err != nil {
 		return nil, err
