@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -20,6 +22,9 @@ const (
 
 	// maxAttempts bounds how often one request is tried on connections that turn out to be going away.
 	maxAttempts = 8
+
+	// maxLost bounds how often one request loses its connection before an answer.
+	maxLost = 3
 )
 
 // Key says which connections may carry a request: those dialled with an equal key.
@@ -114,24 +119,37 @@ func NewPool(cfg PoolConfig) *Pool {
 // does not disturb the others. cfg verifies the peer (crypto/tls needs ServerName, or InsecureSkipVerify together with
 // VerifyConnection or VerifyPeerCertificate).
 //
-// A request that a peer declares unprocessed (GOAWAY, REFUSED_STREAM) is sent again on another connection; no other is.
+// A request is sent again on another connection if the peer declares it unprocessed (GOAWAY, REFUSED_STREAM), or if the
+// connection is lost before the answer: a stream carries nothing before that, so no byte of the caller's is sent twice.
 // Errors: [*StatusError] for an answer other than 200, one wrapping [ErrDial] or [ErrTLS] if there was no connection,
 // [ErrPingTimeout], [*StreamError], [*ConnError], [ErrGoAway], [ErrPoolClosed], or the cause of ctx.
 func (p *Pool) Connect(ctx context.Context, key Key, dial DialFunc, cfg *tls.Config, req ConnectRequest) (*Stream, *ConnectResponse, error) {
 	var last error
+	losses := 0
 	for range maxAttempts {
-		pc, err := p.checkout(ctx, key, dial, cfg)
-		if err != nil {
-			return nil, nil, err
+		s, resp, err := p.attempt(ctx, key, dial, cfg, req)
+		if lost(err) {
+			losses++
 		}
-		s, resp, err := p.connectOn(ctx, pc, req)
-		if err == nil || !unprocessed(err) {
+		if err == nil || losses == maxLost || !unprocessed(err) && !lost(err) {
 			return s, resp, err
 		}
-		p.retire(pc)
 		last = err
 	}
 	return nil, nil, last
+}
+
+// attempt sends req on one connection.
+func (p *Pool) attempt(ctx context.Context, key Key, dial DialFunc, cfg *tls.Config, req ConnectRequest) (*Stream, *ConnectResponse, error) {
+	pc, err := p.checkout(ctx, key, dial, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, resp, err := p.connectOn(ctx, pc, req)
+	if unprocessed(err) || lost(err) {
+		p.retire(pc)
+	}
+	return s, resp, err
 }
 
 // connectOn sends req on a connection that was checked out for it.
@@ -155,6 +173,12 @@ func unprocessed(err error) bool {
 		return se.Remote && se.Code == CodeRefusedStream
 	}
 	return errors.Is(err, errUnusable) || errors.Is(err, ErrGoAway)
+}
+
+// lost reports whether err is the end of a connection whose peer said nothing more: its process died, say. A refused
+// certificate is an alert, and no loss.
+func lost(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // checkout returns a connection on which one stream more is accounted for.
