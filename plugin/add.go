@@ -5,8 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -81,8 +83,12 @@ func (e *enrolment) enrol(ctx context.Context, captureAll bool) error {
 		return err
 	}
 	defer func() { _ = node.Close() }()
-	if err := e.attach(node, captureAll); err != nil {
+	more, err := e.attach(node, captureAll)
+	if err != nil {
 		return fmt.Errorf("attach: %w", err)
+	}
+	if more {
+		return nil // served already, by the addresses that Kubernetes knows it by
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -95,54 +101,71 @@ func (e *enrolment) enrol(ctx context.Context, captureAll bool) error {
 }
 
 // attach puts the programs in place. On error it leaves none, unless the same sandbox had them before.
-func (e *enrolment) attach(node *bpf.Node, captureAll bool) error {
-	if err := resolveLinks(e.pod); err != nil {
-		return err
+//
+// A sandbox that was enrolled before is asked for again, or by a second network (Multus): more tells that this ADD
+// brings interfaces that are new. Those that were captured stay so.
+func (e *enrolment) attach(node *bpf.Node, captureAll bool) (more bool, err error) {
+	before, again := e.before(node)
+	for _, i := range e.pod.Interfaces {
+		more = more || again && i.Name != "lo" && !slices.Contains(before.Interfaces, i.Name)
 	}
-	again := e.isAttached(node)
-	pod, err := node.AttachPod(bpf.PodConfig{
+	for _, name := range before.Interfaces {
+		if !slices.Contains(names(e.pod.Interfaces), name) {
+			e.pod.Interfaces = append(e.pod.Interfaces, nodeapi.Interface{Name: name})
+		}
+	}
+	if err := resolveLinks(e.pod); err != nil {
+		return false, err
+	}
+	network := e.pod.Network
+	if again {
+		network = before.Network
+	}
+	err = attach(node, bpf.PodInfo{
 		ID:            e.pinID,
 		UID:           e.pod.UID,
 		Namespace:     e.pod.Namespace,
 		Name:          e.pod.Name,
 		ContainerID:   e.pod.ContainerID,
-		Network:       e.pod.Network,
+		Network:       network,
 		NetnsPath:     e.pod.Netns,
 		Interfaces:    names(e.pod.Interfaces),
 		HostIfindexes: hostEnds(e.pod.Interfaces),
 		CaptureAll:    captureAll,
 	})
-	if err != nil {
-		return err
-	}
-	e.attached = !again
-	return pod.Close()
+	e.attached = err == nil && !again
+	return more, err
 }
 
-// isAttached tells whether this very sandbox has programs already. An older one of the same pod, whose DEL is late or
-// never came, does not count: AttachPod replaces it.
-func (e *enrolment) isAttached(node *bpf.Node) bool {
+// before is what this very sandbox has already. An older one of the same pod, whose DEL is late or never came, does
+// not count: attaching replaces it.
+func (e *enrolment) before(node *bpf.Node) (info bpf.PodInfo, ok bool) {
 	pod, err := node.Pod(e.pinID)
 	if err != nil {
-		return false
+		return bpf.PodInfo{}, false
 	}
 	defer func() { _ = pod.Close() }()
-	return pod.Info().ContainerID == e.pod.ContainerID
+	if pod.Info().ContainerID != e.pod.ContainerID {
+		return bpf.PodInfo{}, false
+	}
+	return pod.Info(), true
 }
 
 // undo leaves the node as enrol found it. What fails here is logged: the error that matters is the one that led here,
 // and the DEL that the runtime sends after a failed ADD tries once more.
 func (e *enrolment) undo() {
-	ctx := context.Background() // ADD's own may be what ended
-	if e.asked {
-		if err := release(ctx, e.config, e.pod); err != nil {
-			e.log.Warn("undo: release", "err", err)
-		}
-	}
 	if !e.attached {
 		return
 	}
-	if err := detach(e.config, e.pod.ContainerID, e.log); err != nil {
+	if e.asked {
+		// ADD's own context may be what ended.
+		if err := release(context.Background(), e.config, e.pod); err != nil {
+			e.log.Warn("undo: release", "err", err)
+		}
+	}
+	pins, err := openPins(e.config, e.pod.ContainerID, e.log)
+	defer func() { _ = pins.Close() }()
+	if err := errors.Join(err, pins.Detach()); err != nil {
 		e.log.Warn("undo: detach", "err", err)
 	}
 }

@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 func TestAddEnrolsAndReturnsPrevResult(t *testing.T) {
@@ -364,6 +366,101 @@ func TestNewSandboxOfTheSamePodReplacesTheOld(t *testing.T) {
 	if got := l.snapshot(oldPod.NS); strings.Count(got, "programs eth0 in 0 out 0") != strings.Count(before, "programs eth0 in 0 out 0") {
 		t.Errorf("the old sandbox keeps programs:\n%s", got)
 	}
+}
+
+// Multus calls us once for each network of a pod. The second must not cost the first its capture, nor must its DEL.
+func TestSecondNetworkOfAPod(t *testing.T) {
+	l := newLab(t)
+	s, pod := l.sandbox("mesh", "p")
+	testutil.Veth(t, testutil.End{NS: pod.NS, Name: "net1"}, testutil.End{NS: l.node.NS, Name: "storage0"})
+	before := l.snapshot(pod.NS)
+	l.cni("ADD", s, nil).wantOK(t)
+	once := l.snapshot(pod.NS)
+	l.agent.verbs()
+
+	storage := map[string]any{"name": "storage"}
+	second := *s
+	second.ifName = "net1"
+	second.prev = fmt.Sprintf(`{"cniVersion":"1.1.0","interfaces":[{"name":"net1","sandbox":%q}],"ips":[{"interface":0,"address":"10.9.0.2/24"}]}`, s.netns)
+	captured := func(want ...string) {
+		t.Helper()
+		pods, err := l.bpfNode.Pods()
+		if err != nil || len(pods) != 1 {
+			t.Fatalf("pods: %+v, %v", pods, err)
+		}
+		got := slices.Sorted(slices.Values(pods[0].Interfaces))
+		if !slices.Equal(got, want) || pods[0].Network != "pods" || len(pods[0].HostIfindexes) != len(want) {
+			t.Errorf("got %+v, want interfaces %v of network pods", pods[0], want)
+		}
+	}
+	o := l.cni("ADD", &second, storage).wantOK(t)
+	wantSameJSON(t, []byte(o.stdout), []byte(second.prev))
+	captured("eth0", "net1")
+	l.cni("CHECK", &second, storage).wantOK(t)
+	l.cni("CHECK", s, nil).wantOK(t)
+	l.agent.wantVerbs(nodeapi.VerbDecide) // it is served already
+
+	l.cni("GC", noSandbox, map[string]any{"name": "storage", "cni.dev/valid-attachments": []string{}}).wantOK(t)
+	captured("eth0", "net1")
+	l.agent.verbs()
+	for range 2 {
+		l.cni("DEL", &second, storage).wantOK(t)
+		captured("eth0")
+	}
+	l.agent.wantVerbs()
+	wantSame(t, "after the DEL of the second network", l.snapshot(pod.NS), once)
+	l.cni("CHECK", s, nil).wantOK(t)
+
+	l.cni("ADD", &second, storage).wantOK(t)
+	l.cni("DEL", s, nil).wantOK(t)
+	l.cni("DEL", &second, storage).wantOK(t)
+	l.wantAttached()
+	wantSame(t, "after all", l.snapshot(pod.NS), before)
+}
+
+// Another process holds the pod's lock and does not let go of it.
+func TestAddGivesUpOnALock(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	s, pod := l.sandbox("mesh", "p")
+	before := l.snapshot(pod.NS)
+	dir := filepath.Join(l.pinRoot, "work", s.uid)
+	l.must(os.Mkdir(dir, 0o700))
+	lock, err := os.Open(dir)
+	l.must(err)
+	defer func() { _ = lock.Close() }()
+	l.must(unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	start := time.Now()
+	l.cni("ADD", s, nil).wantError(t, types.ErrTryAgainLater, "not done after 15s", "see whether an agent or another sluice-cni hangs")
+	if d := time.Since(start); d > 18*time.Second {
+		t.Errorf("took %v", d)
+	}
+	wantSame(t, "after the failed ADD", l.snapshot(pod.NS), before)
+}
+
+// The runtime loses patience and tells the plugin to end.
+func TestAddUndoesItselfWhenTerminated(t *testing.T) {
+	l := newLab(t)
+	s, pod := l.sandbox("mesh", "p")
+	before := l.snapshot(pod.NS)
+	done, asked := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(done) })
+	l.agent.put(nodeapi.VerbServe, func(*nodeapi.Request) (nodeapi.Answer, *nodeapi.Error) {
+		close(asked)
+		<-done
+		return nodeapi.Answer{}, nil
+	})
+	cmd := l.command("ADD", s, l.stdin(s, nil))
+	var out strings.Builder
+	cmd.Stdout = &out
+	l.must(l.node.Do(cmd.Start))
+	<-asked
+	l.must(cmd.Process.Signal(unix.SIGTERM))
+	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), `"code":11`) {
+		t.Errorf("got %v, %s, want code 11", err, out.String())
+	}
+	wantSame(t, "after the failed ADD", l.snapshot(pod.NS), before)
+	l.agent.wantVerbs(nodeapi.VerbDecide, nodeapi.VerbServe, nodeapi.VerbRelease)
 }
 
 func TestTwentyAddsAtOnce(t *testing.T) {

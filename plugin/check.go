@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -33,7 +34,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	pod := podOf(c, args, id)
 	pod.Interfaces = prev.Interfaces(args.IfName)
 
-	captured, damage := checkPins(c, pod)
+	captured, damage := checkPins(c, pod, p.log(c))
 	if !captured {
 		damage = errors.Join(damage, checkNotEnrolled(p.ctx, c, id, pod))
 	}
@@ -43,27 +44,20 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	return types.NewError(codeOf(damage, codeDamaged), fmt.Sprintf("sluice-cni: check pod %s: %s", id, oneLine(damage)), wayOut(damage))
 }
 
-// checkPins compares the pod with its pins. captured is false when it has none.
-func checkPins(c *config, want *nodeapi.Pod) (captured bool, damage error) {
-	node, err := bpf.OpenNode(c.PinRoot)
-	if errors.Is(err, bpf.ErrNotLoaded) {
-		return false, nil
-	}
-	if err != nil {
+// checkPins compares the pod with its pins. captured is false when it has none, or none that can be read.
+func checkPins(c *config, want *nodeapi.Pod, log *slog.Logger) (captured bool, damage error) {
+	pins, err := openPins(c, want.ContainerID, log)
+	defer func() { _ = pins.Close() }()
+	if err != nil || len(pins.pods) == 0 {
 		return false, err
 	}
-	defer func() { _ = node.Close() }()
-	pods, _ := node.Pods() // an error is about pods it could not read; if ours is one, it counts as having no programs
-	i := slices.IndexFunc(pods, func(info bpf.PodInfo) bool { return info.ContainerID == want.ContainerID })
-	if i < 0 {
-		return false, nil
-	}
-	pod, err := node.Pod(pods[i].ID)
+	info := pins.pods[0]
+	pod, err := pins.node.Pod(info.ID)
 	if err != nil {
 		return true, err
 	}
 	defer func() { _ = pod.Close() }()
-	return true, errors.Join(sameNetns(pods[i], want.Netns), sameInterfaces(pods[i], want), pod.Check())
+	return true, errors.Join(sameNetns(info, want.Netns), sameInterfaces(info, want), pod.Check())
 }
 
 // sameNetns tells whether the namespace that was enrolled is the one the runtime means now.

@@ -11,7 +11,6 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
@@ -27,17 +26,26 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 	if mistakes != nil {
 		log.Warn("del goes on in spite of mistakes", "err", oneLine(mistakes))
 	}
-	// The agent first: a pod that still has processes is refused from here on, not let out in clear.
-	var errs []error
-	if id.IsPod() && !c.Excluded(id.Namespace) {
-		errs = append(errs, p.releaseIfAny(c, podOf(c, args, id), log))
-	}
-	errs = append(errs, detach(c, args.ContainerID, log))
-	if err := errors.Join(errs...); err != nil {
+	if err := p.remove(c, args, id, log); err != nil {
 		return types.NewError(codeOf(err, codeDatapath), fmt.Sprintf("sluice-cni: delete pod %s: %s", id, oneLine(err)), wayOut(err))
 	}
 	log.Debug("pod deleted")
 	return nil
+}
+
+func (p *plugin) remove(c *config, args *skel.CmdArgs, id identity, log *slog.Logger) error {
+	pins, err := openPins(c, args.ContainerID, log)
+	defer func() { _ = pins.Close() }()
+	if pins.OfAnother(c.Network) {
+		return pins.Shrink(args.IfName)
+	}
+	errs := []error{err}
+	// The agent first: a pod that still has processes is refused from here on, not let out in clear. A pod of which
+	// nothing is pinned may still be on the agent's list.
+	if len(pins.pods) > 0 || id.IsPod() && !c.Excluded(id.Namespace) {
+		errs = append(errs, p.releaseIfAny(c, podOf(c, args, id), log))
+	}
+	return errors.Join(append(errs, pins.Detach())...)
 }
 
 // releaseIfAny tells the agent that the sandbox goes. An agent that is away finds out when it starts, from the pins;
@@ -59,33 +67,6 @@ func release(ctx context.Context, c *config, pod *nodeapi.Pod) error {
 	_, err := ask(ctx, c, releaseTimeout, &nodeapi.Request{Verb: nodeapi.VerbRelease, Pod: pod})
 	if err != nil {
 		return fmt.Errorf("release: %w", err)
-	}
-	return nil
-}
-
-// detach removes the programs of this sandbox. It goes by the container id, because a newer sandbox of the same pod
-// may have the same uid. Pods whose record cannot be read are nobody's reason not to delete another one.
-func detach(c *config, containerID string, log *slog.Logger) error {
-	node, err := bpf.OpenNode(c.PinRoot)
-	if errors.Is(err, bpf.ErrNotLoaded) {
-		return nil // no pins, so no links of ours either
-	}
-	if err != nil {
-		return fmt.Errorf("detach: %w", err)
-	}
-	defer func() { _ = node.Close() }()
-	pods, err := node.Pods()
-	if err != nil {
-		log.Warn("detach: some pods are unreadable", "err", oneLine(err))
-	}
-	var errs []error
-	for _, info := range pods {
-		if info.ContainerID == containerID {
-			errs = append(errs, node.DetachPod(info.ID))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("detach: %w", err)
 	}
 	return nil
 }

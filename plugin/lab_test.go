@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
@@ -30,6 +31,10 @@ import (
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "sluice-cni" {
 		main()
+	}
+	// The race detector has every process sleep for a second at exit, and there are hundreds.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil {
+		panic(err)
 	}
 	code := m.Run()
 	if chainDir.path != "" {
@@ -119,6 +124,7 @@ type sandbox struct {
 	containerID, namespace, name, uid string
 	netns                             string
 	prev                              string // prevResult, "" for none
+	ifName                            string // CNI_IFNAME, "" for eth0
 }
 
 // sandbox makes a pod with a veth to the node, as if the plugins before ours had run.
@@ -174,10 +180,8 @@ func (l *lab) cni(verb string, s *sandbox, extra map[string]any) outcome {
 func (l *lab) cniTo(verb string, s *sandbox, stdin []byte, stdout *os.File) outcome {
 	l.t.Helper()
 	var out, errs bytes.Buffer
-	cmd := exec.Command(filepath.Join(l.dir, "bin", "sluice-cni"))
-	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+s.containerID, "CNI_NETNS="+s.netns,
-		"CNI_IFNAME=eth0", "CNI_PATH="+l.dir+"/bin", "CNI_ARGS="+s.args())
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &errs
+	cmd := l.command(verb, s, stdin)
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	if stdout != nil {
 		cmd.Stdout = stdout
 	}
@@ -193,6 +197,14 @@ func (l *lab) cniTo(verb string, s *sandbox, stdin []byte, stdout *os.File) outc
 		}
 	}
 	return o
+}
+
+func (l *lab) command(verb string, s *sandbox, stdin []byte) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(l.dir, "bin", "sluice-cni"))
+	cmd.Env = append(os.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+s.containerID, "CNI_NETNS="+s.netns,
+		"CNI_IFNAME="+cmp.Or(s.ifName, "eth0"), "CNI_PATH="+l.dir+"/bin", "CNI_ARGS="+s.args())
+	cmd.Stdin = bytes.NewReader(stdin)
+	return cmd
 }
 
 // oneValue wants nothing but one JSON value.
@@ -269,12 +281,15 @@ func (l *lab) snapshot(pod *testutil.NS) string {
 	return b.String()
 }
 
-// settled drops the routes that the kernel adds by itself, some of them a while after the link went up.
+// settled drops what the kernel does in its own time: its own routes, the carrier of a link; and ip's complaint about a
+// namespace that went while it looked, which is another test's.
 func settled(ipOutput string) string {
 	var b strings.Builder
 	for line := range strings.Lines(ipOutput) {
-		if !strings.Contains(line, "fe80:") && !strings.Contains(line, "ff00:") && !strings.HasPrefix(line, "anycast ") {
-			b.WriteString(line)
+		line, _, _ = strings.Cut(line, ": <")
+		byKernel := strings.Contains(line, "proto kernel") || strings.Contains(line, "ff00:")
+		if !byKernel && !strings.HasPrefix(line, "Error: Peer netns") {
+			b.WriteString(strings.TrimSpace(line) + "\n")
 		}
 	}
 	return b.String()
@@ -282,7 +297,7 @@ func settled(ipOutput string) string {
 
 func wantSame(t *testing.T, what, got, want string) {
 	t.Helper()
-	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")); diff != "" {
+	if diff := gocmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
