@@ -134,10 +134,9 @@ func (t *talk) moreTicks(more int) error {
 
 // command runs a program to its end inside a pod.
 func (s *scene) command(p *lab.Pod, argv ...string) (string, error) {
-	if path, err := exec.LookPath(argv[0]); err == nil {
-		argv[0] = path
-	} else {
-		argv[0] = sbin(argv[0])
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		path = sbin(argv[0])
 	}
-	return s.Output(p.NS, commandTimeout, argv...)
+	return s.Output(p.NS, commandTimeout, append([]string{path}, argv[1:]...)...)
 }

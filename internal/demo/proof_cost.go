@@ -100,6 +100,9 @@ func (s *scene) iperf(from *lab.Pod, to netip.Addr, streams int) (float64, error
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
 		return 0, fmt.Errorf("iperf3: %w", err)
 	}
+	if result.End.Received.Bits == 0 {
+		return 0, fmt.Errorf("iperf3 moved nothing: %s", out)
+	}
 	return result.End.Received.Bits / 1e9, nil
 }
 

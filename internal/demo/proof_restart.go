@@ -35,7 +35,6 @@ type attempt struct {
 type loop struct {
 	scene *scene
 	from  *lab.Pod
-	to    netip.AddrPort
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
@@ -43,11 +42,11 @@ type loop struct {
 	attempts []attempt
 }
 
-func (s *scene) startLoop(from *lab.Pod, to netip.AddrPort) *loop {
-	l := &loop{scene: s, from: from, to: to, stop: make(chan struct{})}
-	for range loopWorkers {
+func (s *scene) startLoop(from *lab.Pod, to ...netip.AddrPort) *loop {
+	l := &loop{scene: s, from: from, stop: make(chan struct{})}
+	for i := range loopWorkers {
 		l.wg.Add(1)
-		go l.work()
+		go l.work(to[i%len(to)])
 	}
 	return l
 }
@@ -59,11 +58,11 @@ func (l *loop) finish() []attempt {
 	return l.attempts
 }
 
-func (l *loop) work() {
+func (l *loop) work(to netip.AddrPort) {
 	defer l.wg.Done()
 	for {
 		a := attempt{began: time.Now()}
-		a.err = l.request()
+		a.err = l.request(to)
 		a.ended = time.Now()
 		l.mu.Lock()
 		l.attempts = append(l.attempts, a)
@@ -77,8 +76,8 @@ func (l *loop) work() {
 }
 
 // request opens a connection, asks for a page and reads its status.
-func (l *loop) request() error {
-	c, err := l.scene.DialTimeout(l.from.NS, l.to.String(), loopTimeout)
+func (l *loop) request(to netip.AddrPort) error {
+	c, err := l.scene.DialTimeout(l.from.NS, to.String(), loopTimeout)
 	if err != nil {
 		return err
 	}
@@ -149,7 +148,11 @@ func proveRestart(s *scene, r *report) error {
 	return nil
 }
 
-func (s *scene) serverHTTP() netip.AddrPort { return netip.AddrPortFrom(s.server.Addr4, httpPort) }
+// serverHTTP is the server's page by both families and by its service.
+func (s *scene) serverHTTP() []netip.AddrPort {
+	return []netip.AddrPort{
+		netip.AddrPortFrom(s.server.Addr4, httpPort), netip.AddrPortFrom(s.server.Addr6, httpPort), netip.AddrPortFrom(vip4, servicePort)}
+}
 
 func (s *scene) proveKill(r *report) error {
 	talks, err := s.startTalks("kill")
@@ -157,10 +160,11 @@ func (s *scene) proveKill(r *report) error {
 		return err
 	}
 	defer stopTalks(talks)
-	l := s.startLoop(s.client, s.serverHTTP())
+	l := s.startLoop(s.client, s.serverHTTP()...)
 	node := s.Nodes[1]
-	err = pause(time.Second, func() error { return node.Ztunnel.Signal(syscall.SIGKILL) })
+	_ = pause(time.Second, nil)
 	killed := time.Now()
+	err = node.Ztunnel.Signal(syscall.SIGKILL)
 	if err == nil {
 		err = pause(time.Second, node.StartZtunnel)
 	}
@@ -191,7 +195,7 @@ func (s *scene) proveUpgrade(r *report) error {
 		return err
 	}
 	defer stopTalks(talks)
-	l := s.startLoop(s.client, s.serverHTTP())
+	l := s.startLoop(s.client, s.serverHTTP()...)
 	node, old := s.Nodes[1], s.Nodes[1].Ztunnel
 	err = pause(time.Second, node.StartZtunnel)
 	if err == nil {
@@ -213,7 +217,7 @@ func (s *scene) proveUpgrade(r *report) error {
 		return err
 	}
 	r.check(t.refused+t.lost == 0 && t.after > 0, "upgrade on node 2: new connections", "%v", t)
-	r.check(errors.Join(held...) == nil, "upgrade on node 2: open connections", "%s", countErrors(held, "broken"))
+	r.check(errors.Join(held...) == nil && old.Alive(), "upgrade on node 2: open connections", "%s, the old ztunnel alive: %v", countErrors(held, "broken"), old.Alive())
 	stopTalks(talks)
 	took, err := within(talkTimeout, func() error {
 		if old.Alive() {

@@ -6,7 +6,6 @@ import (
 	"embed"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -125,20 +124,20 @@ func (s *scene) startPrograms() error {
 		s.server.NS: {httpPort, echoPort, iperfPort}, s.legacy.NS: {echoPort}, outside: {httpPort}})
 }
 
-// waitListening waits for servers by connecting from their own pod, over loopback, which nothing captures.
+// waitListening waits for servers without connecting to them.
 func (s *scene) waitListening(ports map[string][]int) error {
 	for ns, list := range ports {
-		for _, port := range list {
-			err := lab.Poll(10*time.Second, func() error {
-				c, err := s.DialTimeout(ns, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), time.Second)
-				if err == nil {
-					c.Close()
+		err := lab.Poll(10*time.Second, func() error {
+			open, err := s.Listening(ns)
+			for _, port := range list {
+				if err == nil && !open[port] {
+					err = fmt.Errorf("nobody listens on port %d", port)
 				}
-				return err
-			})
-			if err != nil {
-				return fmt.Errorf("server in %s: %w", ns, err)
 			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("servers in %s: %w", ns, err)
 		}
 	}
 	return nil

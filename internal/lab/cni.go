@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
@@ -79,13 +81,15 @@ func (n *Node) writeConflist() error {
 	return os.WriteFile(n.ConflistPath(), append(data, '\n'), 0o644)
 }
 
-// cni returns libcni over the node's folders, and the configuration as it is on disk now.
-func (n *Node) cni() (*libcni.CNIConfig, *libcni.NetworkConfigList, error) {
+// cni returns libcni over the node's folders, and the configuration as it is on disk now. What plugins write to stderr
+// goes to log.
+func (n *Node) cni(log io.Writer) (*libcni.CNIConfig, *libcni.NetworkConfigList, error) {
 	list, err := libcni.NetworkConfFromFile(n.ConflistPath())
 	if err != nil {
 		return nil, nil, err
 	}
-	return libcni.NewCNIConfigWithCacheDir([]string{n.BinDir()}, n.path("cnicache"), nil), list, nil
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: log}}
+	return libcni.NewCNIConfigWithCacheDir([]string{n.BinDir()}, n.path("cnicache"), exec), list, nil
 }
 
 // runtimeConf is what a container runtime passes for the pod. Its ids follow from the names: a pod made again has the
@@ -175,7 +179,12 @@ func (n *Node) Status() error {
 
 // chain runs f inside the node's namespace, where plugins expect to run.
 func (n *Node) chain(f func(context.Context, *libcni.CNIConfig, *libcni.NetworkConfigList) error) error {
-	c, list, err := n.cni()
+	log, err := n.lab.openLog("cni-" + n.Name)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c, list, err := n.cni(log)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -86,4 +89,32 @@ func (l *Lab) DialTimeout(ns, addr string, timeout time.Duration) (net.Conn, err
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return l.Dial(ctx, ns, addr)
+}
+
+// Listening returns the TCP ports that are listened on inside a namespace.
+func (l *Lab) Listening(ns string) (map[int]bool, error) {
+	ports := map[int]bool{}
+	err := In(ns, func() error {
+		for _, name := range []string{"tcp", "tcp6"} {
+			table, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(table)) {
+				// proc(5): local address and port in hexadecimal, remote one, state; 0A is LISTEN.
+				fields := strings.Fields(line)
+				if len(fields) < 4 || fields[3] != "0A" {
+					continue
+				}
+				_, port, _ := strings.Cut(fields[1], ":")
+				n, err := strconv.ParseUint(port, 16, 16)
+				if err != nil {
+					return fmt.Errorf("/proc/net/%s: %w", name, err)
+				}
+				ports[int(n)] = true
+			}
+		}
+		return nil
+	})
+	return ports, err
 }
