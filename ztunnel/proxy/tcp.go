@@ -5,7 +5,6 @@ package proxy
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -110,15 +109,6 @@ func isQuiet(err error) bool {
 		}
 	}
 	return false
-}
-
-// describeDial adds what an operator would look for next.
-func describeDial(err error) error {
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return fmt.Errorf("%w; a network policy may block the port", err)
-	}
-	return err
 }
 
 func isClosed(err error) bool {
