@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,22 +28,24 @@ func parseFile(path string, data []byte) (*objects, *FileError) {
 	objs := &objects{}
 	docs, err := documents(data)
 	if err != nil {
-		return nil, inFile(path, 0, err)
+		return nil, inFile(path, data, 0, err)
 	}
 	for _, doc := range docs {
 		if err := objs.add(path, doc); err != nil {
-			return nil, inFile(path, doc.Line, err)
+			return nil, inFile(path, data, doc.Line, err)
 		}
 	}
 	return objs, nil
 }
 
 // inFile places err: on the line that it knows itself, else on the given one.
-func inFile(path string, line int, err error) *FileError {
+func inFile(path string, data []byte, line int, err error) *FileError {
 	var le *lineError
 	if errors.As(err, &le) {
-		return &FileError{Origin: Origin{Path: path, Line: le.line}, Err: le.err}
+		line, err = le.line, le.err
 	}
+	// To YAML more is a line break than to editors, and what ends too early is wrong behind the last line.
+	line = min(line, 1+bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")))
 	return &FileError{Origin: Origin{Path: path, Line: line}, Err: err}
 }
 

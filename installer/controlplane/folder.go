@@ -98,7 +98,7 @@ func (f *folder) read(name string) (now *file, gone bool) {
 	}
 	now = &file{path: path, modTime: modTime, objs: &objects{}}
 	if err != nil {
-		now.err = inFile(path, 0, err)
+		now.err = &FileError{Origin: Origin{Path: path}, Err: err}
 		now.sum = sha256.Sum256([]byte(err.Error()))
 	} else {
 		now.sum = sha256.Sum256(data)

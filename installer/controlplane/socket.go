@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,8 +20,8 @@ func listenUnix(path string, log *slog.Logger) (net.Listener, error) {
 	if err := vacant(path); err != nil {
 		return nil, fmt.Errorf("listen %q: %w", path, err)
 	}
-	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".sluice-tmp-%d.sock", os.Getpid()))
-	_ = os.Remove(temp) // of an earlier process with our pid
+	temp := path + "~"  // hardly longer: a socket's path has at most 107 bytes
+	_ = os.Remove(temp) // of a process that was killed half-way
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen %q: %w", path, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -24,9 +25,10 @@ const (
 
 // watcher tells when one of some folders may have changed.
 type watcher struct {
-	fs   *fsnotify.Watcher
-	dirs []string
-	seen map[string]os.FileInfo // the folder that each watch is on
+	fs     *fsnotify.Watcher
+	dirs   []string
+	seen   map[string]os.FileInfo // the folder that each watch is on
+	resync time.Duration
 }
 
 func newWatcher(dirs ...string) (*watcher, error) {
@@ -34,7 +36,7 @@ func newWatcher(dirs ...string) (*watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch: %w", err)
 	}
-	w := &watcher{fs: fs, dirs: dirs, seen: map[string]os.FileInfo{}}
+	w := &watcher{fs: fs, dirs: dirs, seen: map[string]os.FileInfo{}, resync: resyncInterval}
 	if err := w.renew(); err != nil {
 		return nil, errors.Join(err, fs.Close())
 	}
@@ -48,7 +50,8 @@ func (w *watcher) renew() error {
 	var errs []error
 	for _, dir := range w.dirs {
 		st, err := os.Stat(dir)
-		if err == nil && w.seen[dir] != nil && os.SameFile(st, w.seen[dir]) {
+		// A new folder may have the inode of the one that was removed; the watch is gone all the same.
+		if err == nil && slices.Contains(w.fs.WatchList(), dir) && os.SameFile(st, w.seen[dir]) {
 			continue
 		}
 		_ = w.fs.Remove(dir) // ErrNonExistentWatch where there was none
@@ -67,7 +70,7 @@ func (w *watcher) renew() error {
 
 // run calls changed after events, once they settle, and every resyncInterval, until ctx ends.
 func (w *watcher) run(ctx context.Context, changed func()) error {
-	resync := time.NewTicker(resyncInterval)
+	resync := time.NewTicker(w.resync)
 	defer resync.Stop()
 	settle := time.NewTimer(0)
 	settle.Stop()

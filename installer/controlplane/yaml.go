@@ -247,6 +247,8 @@ func refuseNothings(n *yaml.Node, path string) error {
 				return err
 			}
 		}
+	case yaml.AliasNode:
+		return refuseNothings(n.Alias, path) // no circle: the document was expanded before
 	case yaml.ScalarNode:
 		if n.Tag == "!!null" {
 			return atLine(n.Line, "%s: has no value; give it one or leave the key out", path)
