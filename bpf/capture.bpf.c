@@ -71,23 +71,26 @@ static __always_inline struct bpf_sock *sender(struct __sk_buff *skb)
 	return sk ? bpf_sk_fullsock(sk) : NULL;
 }
 
-/* A SYN-ACK is sent by a request socket, which has no tag: its listener's counts. */
-static __always_inline struct bpf_sock *sender_or_listener(struct __sk_buff *skb)
-{
-	struct bpf_sock *sk = skb->sk;
-	struct bpf_sock *full;
-
-	if (!sk)
-		return NULL;
-	full = bpf_sk_fullsock(sk);
-	return full ? full : bpf_get_listener_sock(sk);
-}
-
+/* True for the segments of ztunnel's connections. A SYN-ACK is sent by a request socket, which has no tag: its
+ * listener's counts. What a listener sends itself (Linux 6.13) are resets of segments that are nobody's, for instance
+ * because the app is gone; those must find their way back to ztunnel like all others.
+ */
 static __always_inline bool is_from_proxy(struct __sk_buff *skb)
 {
-	struct bpf_sock *sk = sender_or_listener(skb);
-	struct socket_tag *tag = sk ? bpf_sk_storage_get(&socket_tags, sk, NULL, 0) : NULL;
+	struct bpf_sock *sk = skb->sk;
+	struct bpf_sock *owner;
+	struct socket_tag *tag;
 
+	if (!sk)
+		return false;
+	owner = bpf_sk_fullsock(sk);
+	if (owner && owner->state == BPF_TCP_LISTEN)
+		return false;
+	if (!owner)
+		owner = bpf_get_listener_sock(sk);
+	if (!owner)
+		return false;
+	tag = bpf_sk_storage_get(&socket_tags, owner, NULL, 0);
 	return tag && tag->tag == TAG_PROXY;
 }
 

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,17 +126,25 @@ func (w *wire) wantOnly(t *testing.T, ok func(captureFlow) error) {
 	}
 }
 
-// sent counts the packets from src to any port of dst.
-func (w *wire) sent(src, dst netip.Addr) (packets, bytes int) {
+// saw tells whether a packet of this direction of a connection was seen.
+func (w *wire) saw(src, dst netip.AddrPort) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.flows[newFlow(src, dst)] > 0
+}
+
+// wantNone checks that no packet from one pod to the other was seen.
+func (w *wire) wantNone(t *testing.T, from, to *testutil.Pod) {
+	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for flow, n := range w.flows {
-		if flow.Src == newAddress(src) && flow.Dst == newAddress(dst) {
-			packets += n
-			bytes += w.data[flow]
+		for _, family := range []string{"4", "6"} {
+			if flow.Src == newAddress(from.Addr(family)) && flow.Dst == newAddress(to.Addr(family)) {
+				t.Errorf("on the wire: %d packets %s, %d bytes of payload", n, describe(flow), w.data[flow])
+			}
 		}
 	}
-	return packets, bytes
 }
 
 func describe(f captureFlow) string {
@@ -201,10 +208,4 @@ func cookiesSent(t *testing.T, ns *testutil.NS) int {
 	}
 	t.Fatal("no SyncookiesSent in netstat")
 	return 0
-}
-
-// settle gives packets on their way the time to arrive.
-func settle(t *testing.T, seen func() error) {
-	t.Helper()
-	testutil.Eventually(t, 3*time.Second, seen)
 }

@@ -222,13 +222,13 @@ func (x *proxy) handle(role Slot, c *net.TCPConn) {
 	}
 	name := map[Slot]string{SlotOutbound4: "outbound", SlotInbound4: "inbound", SlotHBONE4: "hbone"}[role]
 	_, _ = fmt.Fprintf(c, "%s@%s %s\n", name, unmap(c.LocalAddr()), unmap(c.RemoteAddr()))
-	echo(c)
+	echoAll(c)
 }
 
 // hangUp, sent alone, makes a proxy close first.
 const hangUp = "hang up"
 
-func echo(c *net.TCPConn) {
+func echoAll(c *net.TCPConn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := c.Read(buf)

@@ -29,7 +29,7 @@ enum verdict {
 	/* local, once per SYN. */
 	VERDICT_LOCAL_RECORDED = 10,
 
-	/* dispatch, once per connection. */
+	/* dispatch, once per connection, and per segment that is nobody's. */
 	VERDICT_LOOPBACK = 11,   /* to 127.0.0.0/8 or ::1 */
 	VERDICT_LOCAL_FLOW = 12, /* delivery or self-call, to the app */
 	VERDICT_PROBE = 13,      /* host probe, to the app */
