@@ -375,9 +375,9 @@ func TestLargeResponse(t *testing.T) {
 	s.subscribed(t)
 	var resources []*discoveryv3.Resource
 	size := 0
-	for i := range 30000 {
+	for i := range 6000 {
 		w := podMessage(fmt.Sprint("pod", i), netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
-		w.CanonicalRevision = strings.Repeat("x", 200)
+		w.CanonicalRevision = strings.Repeat("x", 1500)
 		resources = append(resources, workloadResource("1", w))
 		size += len(resources[i].GetResource().GetValue())
 	}
@@ -385,8 +385,8 @@ func TestLargeResponse(t *testing.T) {
 		t.Fatalf("only %d bytes", size)
 	}
 	s.wantACK(t, response(AddressType, "n1", resources...))
-	if got := len(h.store.Workloads()); got != 30000 {
-		t.Errorf("%d workloads, want 30000", got)
+	if got := len(h.store.Workloads()); got != 6000 {
+		t.Errorf("%d workloads, want 6000", got)
 	}
 }
 

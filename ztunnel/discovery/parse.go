@@ -123,6 +123,10 @@ func parseService(m *workloadapi.Service) (*Service, error) {
 	if s.Namespace == "" || s.Hostname == "" {
 		return nil, errors.New("namespace or hostname is empty")
 	}
+	// Removal is by name, which must say where the one ends and the other begins.
+	if strings.Contains(s.Namespace, "/") || strings.Contains(s.Hostname, "/") {
+		return nil, fmt.Errorf("slash in namespace %q or hostname %q", s.Namespace, s.Hostname)
+	}
 	for _, scope := range m.GetLoadBalancing().GetRoutingPreference() {
 		s.LoadBalancing.RoutingPreference = append(s.LoadBalancing.RoutingPreference, Scope(scope))
 	}
@@ -248,7 +252,10 @@ func parsePrefix(raw []byte, length uint32) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("prefix %s/%d is longer than %d bits", a, length, a.BitLen())
 	}
 	bits := int(length)
-	if a.Is4In6() && bits >= 96 {
+	if a.Is4In6() {
+		if bits < 96 {
+			return netip.Prefix{}, fmt.Errorf("prefix %s/%d is neither IPv4 nor IPv6", a, length)
+		}
 		a, bits = a.Unmap(), bits-96
 	}
 	return a.Prefix(bits)
