@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 	"ztunnel/hbone":     {},
 	"ztunnel/identity":  {},
 	"ztunnel/policy":    {"ztunnel/discovery"},
-	"installer/":        {"installer/", "bpf", "internal/netns", "internal/nodeapi", "internal/zds", "internal/workloadapi", "internal/securityapi"},
+	"installer/":        {"installer/", "bpf", "internal/atomicfile", "internal/netns", "internal/nodeapi", "internal/zds", "internal/workloadapi", "internal/securityapi"},
 	"internal/":         {},
 	"internal/nodeapi":  {"internal/atomicfile"},
 	"internal/testutil": {"internal/netns"},
