@@ -200,7 +200,7 @@ func TestCertificateRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := p.createCertificate(certRequest(t, c.csr, c.identity, c.seconds))
 			if status.Code(err) != c.code || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want %v ...%s...", err, c.code, c.want)
+				t.Errorf("got %v, want %v with %q", err, c.code, c.want)
 			}
 		})
 	}
@@ -309,7 +309,7 @@ func TestRootFolderHalfDone(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := openRoot(dir, defaultTrustDomain); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want ...%s...", err, c.want)
+				t.Errorf("got %v, want one with %q", err, c.want)
 			}
 		})
 	}

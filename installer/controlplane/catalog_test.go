@@ -130,7 +130,7 @@ func (e *env) wantErrors(texts ...string) {
 		}
 		for i, text := range texts {
 			if !strings.Contains(errs[i].Error(), text) {
-				return fmt.Errorf("got error %v, want ...%s...", errs[i], text)
+				return fmt.Errorf("got error %v, want one with %q", errs[i], text)
 			}
 		}
 		return nil

@@ -175,7 +175,7 @@ func TestSocketInTheWay(t *testing.T) {
 			}
 			_, err = listenUnix(path, (&logBuffer{}).logger())
 			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want ...%s...", err, c.want)
+				t.Errorf("got %v, want one with %q", err, c.want)
 			}
 			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
 				t.Errorf("what was there is gone: %v", err)
