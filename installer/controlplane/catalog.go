@@ -111,7 +111,8 @@ func (c *Catalog) Reload() {
 // report logs what is wrong with a file whose content is new.
 func (c *Catalog) report(f *file) {
 	if f.err != nil {
-		c.log.Error("manifest does not parse; its last good state stays in force", "file", f.err.Origin.String(), "error", f.err.Err)
+		c.log.Error("manifest does not parse; what it said before stays in force", "file", f.err.Origin.String(), "error", f.err.Err,
+			"objects_in_force", f.objs.count())
 	}
 	if f.err == nil {
 		for _, w := range f.objs.warnings {

@@ -53,6 +53,10 @@ type objects struct {
 	warnings   []*FileError
 }
 
+func (o *objects) count() int {
+	return len(o.namespaces) + len(o.pods) + len(o.services) + len(o.peerAuths) + len(o.authz)
+}
+
 func nameOf(m *metav1.ObjectMeta) Name { return Name{Namespace: m.Namespace, Name: m.Name} }
 
 // Labels, annotations and values of Istio's that decide something here.

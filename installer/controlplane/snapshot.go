@@ -127,7 +127,7 @@ func (b *builder) manifest(f *file) {
 // agents, and a policy in it would be one that no user put into force.
 func (b *builder) workload(f *file) {
 	b.file(f)
-	if n := len(f.objs.namespaces) + len(f.objs.services) + len(f.objs.peerAuths) + len(f.objs.authz); n > 0 {
+	if n := f.objs.count() - len(f.objs.pods); n > 0 {
 		b.Errors = append(b.Errors, &FileError{Origin: Origin{Path: f.path}, Err: fmt.Errorf("%d objects are ignored: the workloads folder holds pods only", n)})
 	}
 	for _, o := range f.objs.pods {
