@@ -79,6 +79,8 @@ func (c ControlPlane) Dial() (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	options := []grpc.DialOption{
+		// Not the environment's proxy, nor settings from DNS: the address is all there is to it.
+		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithPerRPCCredentials(callCredentials{c}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		// gRPC's own waits between connections stay short: those who call it wait themselves.
