@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -19,72 +18,74 @@ import (
 
 // add enrols the pod if the agent says so, and returns prevResult. When it fails nothing of it is left behind.
 func (p *plugin) add(args *skel.CmdArgs) error {
-	c, err := strictConfig(args.StdinData)
-	if err != nil {
-		return err
-	}
-	prev, err := requirePrevResult(c)
+	r, err := p.parse(args)
 	if err != nil {
 		return err
 	}
 	var result bytes.Buffer // made first: a result that cannot be told must not leave an enrolled pod
-	if err := prev.PrintTo(&result); err != nil {
+	if err := r.prev.PrintTo(&result); err != nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "sluice-cni: prevResult", err.Error())
-	}
-	id, err := parseArgs(args.Args)
-	if err != nil {
-		return err
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, addTimeout)
 	defer cancel()
-	pod := podOf(c, args, id)
-	pod.Interfaces = prev.Interfaces(args.IfName)
-	log := p.log(c).With("pod", id.String(), "container", args.ContainerID)
-
-	decision, err := decide(ctx, c, id, pod)
-	if err != nil {
-		return addError(id, err)
+	if err := p.admit(ctx, r, result.Bytes()); err != nil {
+		return types.NewError(codeOf(err, codeDatapath), fmt.Sprintf("sluice-cni: enrol pod %s: %s", r.id, oneLine(err)), wayOut(err))
 	}
-	if !decision.Enrolled {
-		log.Debug("pod passes", "reason", decision.Reason)
-		return p.succeed(result.Bytes())
-	}
-	e := &enrolment{config: c, pod: pod, pinID: decision.PinID, log: log}
-	err = e.enrol(ctx, decision.CaptureAll)
-	if err == nil {
-		err = p.succeed(result.Bytes())
-	}
-	if err != nil {
-		e.undo()
-		return addError(id, err)
-	}
-	log.Info("pod enrolled", "reason", decision.Reason)
 	return nil
 }
 
-func addError(id identity, err error) error {
-	return types.NewError(codeOf(err, codeDatapath), fmt.Sprintf("sluice-cni: enrol pod %s: %s", id, oneLine(err)), wayOut(err))
+// admit writes the result, as the last thing that can fail.
+func (p *plugin) admit(ctx context.Context, r *request, result []byte) error {
+	// Before the question: the agent keeps the links in mind also of pods that may be enrolled later. That they cannot
+	// be found out matters only to a pod that is enrolled now.
+	var unresolved error
+	if r.exempt() == "" {
+		unresolved = resolveLinks(r.pod)
+	}
+	decision, err := r.decide(ctx, false)
+	if err != nil {
+		return err
+	}
+	if !decision.Enrolled {
+		r.log.Debug("pod passes", "reason", decision.Reason)
+		return p.succeed(result)
+	}
+	e := &enrolment{request: r, decision: decision, unresolved: unresolved}
+	err = e.enrol(ctx)
+	if err == nil {
+		err = p.succeed(result)
+	}
+	if err != nil {
+		e.undo()
+		return err
+	}
+	r.log.Info("pod enrolled", "reason", decision.Reason)
+	return nil
 }
 
 // enrolment is one pod on its way into the mesh, and what to undo if it does not get there.
 type enrolment struct {
-	config *config
-	pod    *nodeapi.Pod
-	pinID  string
-	log    *slog.Logger
+	*request
+	decision   *nodeapi.Decision
+	unresolved error // why the pod's links are not known
 
-	attached bool // by us: a sandbox that was enrolled before stays so
-	asked    bool // the agent was asked to serve and may hold something, whatever it answered
+	again    bool // this very sandbox was enrolled before, and stays so
+	attached bool // by us
 }
 
-func (e *enrolment) enrol(ctx context.Context, captureAll bool) error {
+func (e *enrolment) enrol(ctx context.Context) error {
 	node, err := bpf.OpenNode(e.config.PinRoot)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = node.Close() }()
-	more, err := e.attach(node, captureAll)
-	if err != nil {
+	before, again := e.before(node)
+	e.again = again
+	if e.unresolved != nil {
+		return e.unresolved
+	}
+	more := again && bringsMore(e.pod, before)
+	if err := e.attach(node, before); err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
 	if more {
@@ -93,36 +94,30 @@ func (e *enrolment) enrol(ctx context.Context, captureAll bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	e.asked = true
 	if _, err := ask(ctx, e.config, addTimeout, &nodeapi.Request{Verb: nodeapi.VerbServe, Pod: e.pod}); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
 }
 
-// attach puts the programs in place. On error it leaves none, unless the same sandbox had them before.
-//
-// A sandbox that was enrolled before is asked for again, or by a second network (Multus): more tells that this ADD
-// brings interfaces that are new. Those that were captured stay so.
-func (e *enrolment) attach(node *bpf.Node, captureAll bool) (more bool, err error) {
-	before, again := e.before(node)
-	for _, i := range e.pod.Interfaces {
-		more = more || again && i.Name != "lo" && !slices.Contains(before.Interfaces, i.Name)
-	}
-	for _, name := range before.Interfaces {
-		if !slices.Contains(names(e.pod.Interfaces), name) {
-			e.pod.Interfaces = append(e.pod.Interfaces, nodeapi.Interface{Name: name})
-		}
-	}
-	if err := resolveLinks(e.pod); err != nil {
-		return false, err
+// bringsMore tells whether this ADD is for a second network of an enrolled sandbox (Multus), rather than for the same
+// one again.
+func bringsMore(pod *nodeapi.Pod, before bpf.PodInfo) bool {
+	return slices.ContainsFunc(pod.Interfaces, func(i nodeapi.Interface) bool { return !slices.Contains(before.Interfaces, i.Name) })
+}
+
+// attach puts the programs in place. On error it leaves none, unless the same sandbox had them before. What was
+// captured before stays so.
+func (e *enrolment) attach(node *bpf.Node, before bpf.PodInfo) error {
+	if err := addInterfaces(e.pod, before.Interfaces); err != nil {
+		return err
 	}
 	network := e.pod.Network
-	if again {
+	if e.again {
 		network = before.Network
 	}
-	err = attach(node, bpf.PodInfo{
-		ID:            e.pinID,
+	err := attach(node, bpf.PodInfo{
+		ID:            e.decision.PinID,
 		UID:           e.pod.UID,
 		Namespace:     e.pod.Namespace,
 		Name:          e.pod.Name,
@@ -131,16 +126,30 @@ func (e *enrolment) attach(node *bpf.Node, captureAll bool) (more bool, err erro
 		NetnsPath:     e.pod.Netns,
 		Interfaces:    names(e.pod.Interfaces),
 		HostIfindexes: hostEnds(e.pod.Interfaces),
-		CaptureAll:    captureAll,
+		CaptureAll:    e.decision.CaptureAll,
 	})
-	e.attached = err == nil && !again
-	return more, err
+	e.attached = err == nil && !e.again
+	return err
+}
+
+// addInterfaces has the pod keep what it had captured.
+func addInterfaces(pod *nodeapi.Pod, more []string) error {
+	all := len(pod.Interfaces)
+	for _, name := range more {
+		if !slices.Contains(names(pod.Interfaces), name) {
+			pod.Interfaces = append(pod.Interfaces, nodeapi.Interface{Name: name})
+		}
+	}
+	if len(pod.Interfaces) == all {
+		return nil
+	}
+	return resolveLinks(pod)
 }
 
 // before is what this very sandbox has already. An older one of the same pod, whose DEL is late or never came, does
 // not count: attaching replaces it.
 func (e *enrolment) before(node *bpf.Node) (info bpf.PodInfo, ok bool) {
-	pod, err := node.Pod(e.pinID)
+	pod, err := node.Pod(e.decision.PinID)
 	if err != nil {
 		return bpf.PodInfo{}, false
 	}
@@ -154,14 +163,15 @@ func (e *enrolment) before(node *bpf.Node) (info bpf.PodInfo, ok bool) {
 // undo leaves the node as enrol found it. What fails here is logged: the error that matters is the one that led here,
 // and the DEL that the runtime sends after a failed ADD tries once more.
 func (e *enrolment) undo() {
-	if !e.attached {
+	if e.again {
 		return
 	}
-	if e.asked {
-		// ADD's own context may be what ended.
-		if err := release(context.Background(), e.config, e.pod); err != nil {
-			e.log.Warn("undo: release", "err", err)
-		}
+	// Whatever it answered, the agent may hold something. ADD's own context may be what ended.
+	if err := release(context.Background(), e.config, e.pod); err != nil {
+		e.log.Warn("undo: release", "err", err)
+	}
+	if !e.attached {
+		return
 	}
 	pins, err := openPins(e.config, e.pod.ContainerID, e.log)
 	defer func() { _ = pins.Close() }()

@@ -35,6 +35,9 @@ func TestAddEnrolsAndReturnsPrevResult(t *testing.T) {
 	if len(calls) != 2 || calls[0].Verb != nodeapi.VerbDecide || calls[1].Verb != nodeapi.VerbServe {
 		t.Fatalf("agent was asked %+v", calls)
 	}
+	if asked := calls[0].Pod.Interfaces; calls[0].DryRun || len(asked) != 1 || asked[0].HostIfindex != pod.HostIfindex {
+		t.Errorf("decide: got %+v, want eth0 with host ifindex %d", calls[0], pod.HostIfindex)
+	}
 	got := *calls[1].Pod
 	if got.Namespace != "mesh" || got.Name != "web" || got.UID != s.uid || got.ContainerID != s.containerID || got.Netns != pod.Path || got.Network != "pods" {
 		t.Errorf("serve: got pod %+v", got)
@@ -250,19 +253,19 @@ func TestAddUndoesItselfAfterEachStep(t *testing.T) {
 		words   string
 		asked   []nodeapi.Verb
 	}{
-		"netns is gone": {func(_ *lab, s *sandbox) { s.netns += "-gone" }, nil, codeDatapath, "no such file", []nodeapi.Verb{decide}},
+		"netns is gone": {func(_ *lab, s *sandbox) { s.netns += "-gone" }, nil, codeDatapath, "no such file", []nodeapi.Verb{decide, release}},
 		"netns is a file": {func(l *lab, s *sandbox) {
 			s.netns = filepath.Join(l.dir, "file")
 			l.must(os.WriteFile(s.netns, nil, 0o600))
-		}, nil, codeDatapath, "not a network namespace", []nodeapi.Verb{decide}},
-		"netns of the node": {func(l *lab, s *sandbox) { s.netns = l.node.Path }, nil, codeDatapath, "CNI_NETNS is the node's own", []nodeapi.Verb{decide}},
+		}, nil, codeDatapath, "not a network namespace", []nodeapi.Verb{decide, release}},
+		"netns of the node": {func(l *lab, s *sandbox) { s.netns = l.node.Path }, nil, codeDatapath, "CNI_NETNS is the node's own", []nodeapi.Verb{decide, release}},
 		"interface is not there": {func(_ *lab, s *sandbox) { s.prev = strings.Replace(s.prev, "eth0", "eth9", 1) }, nil,
-			codeDatapath, `interface "eth9" of prevResult`, []nodeapi.Verb{decide}},
+			codeDatapath, `interface "eth9" of prevResult`, []nodeapi.Verb{decide, release}},
 		"only loopback": {func(_ *lab, s *sandbox) { s.prev = strings.Replace(s.prev, "eth0", "lo", 1) }, nil,
-			codeDatapath, "no interface inside the pod but loopback", []nodeapi.Verb{decide}},
-		"node not loaded": {func(*lab, *sandbox) {}, map[string]any{"pinRoot": "/nowhere"}, types.ErrTryAgainLater, "not loaded", []nodeapi.Verb{decide}},
+			codeDatapath, "no interface inside the pod but loopback", []nodeapi.Verb{decide, release}},
+		"node not loaded": {func(*lab, *sandbox) {}, map[string]any{"pinRoot": "/nowhere"}, types.ErrTryAgainLater, "not loaded", []nodeapi.Verb{decide, release}},
 		"programs do not attach": {func(l *lab, _ *sandbox) { l.agent.put(decide, enrolledAs("a/b")) }, nil,
-			codeDatapath, `pod id "a/b"`, []nodeapi.Verb{decide}},
+			codeDatapath, `pod id "a/b"`, []nodeapi.Verb{decide, release}},
 		"no ztunnel": {func(l *lab, _ *sandbox) { l.agent.refuse(serve, nodeapi.CodeTryAgain, "no ztunnel is connected") }, nil,
 			types.ErrTryAgainLater, "serve: agent: no ztunnel is connected", []nodeapi.Verb{decide, serve, release}},
 		"agent fails": {func(l *lab, _ *sandbox) { l.agent.refuse(serve, nodeapi.CodeInternal, "out of descriptors") }, nil,

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -18,35 +17,26 @@ import (
 )
 
 // check compares the pod's capture with what ADD made and names every difference. A pod that is not enrolled is fine.
+//
+// CNI 1.1, section "CHECK": prevResult must be there.
 func (p *plugin) check(args *skel.CmdArgs) error {
-	c, err := strictConfig(args.StdinData)
+	r, err := p.parse(args)
 	if err != nil {
 		return err
 	}
-	prev, err := requirePrevResult(c) // CNI 1.1, section "CHECK": it must be there
-	if err != nil {
-		return err
-	}
-	id, err := parseArgs(args.Args)
-	if err != nil {
-		return err
-	}
-	pod := podOf(c, args, id)
-	pod.Interfaces = prev.Interfaces(args.IfName)
-
-	captured, damage := checkPins(c, pod, p.log(c))
-	if !captured {
-		damage = errors.Join(damage, checkNotEnrolled(p.ctx, c, id, pod))
+	captured, damage := r.checkPins()
+	if !captured && damage == nil {
+		damage = r.checkNotEnrolled(p.ctx)
 	}
 	if damage == nil {
 		return nil
 	}
-	return types.NewError(codeOf(damage, codeDamaged), fmt.Sprintf("sluice-cni: check pod %s: %s", id, oneLine(damage)), wayOut(damage))
+	return types.NewError(codeOf(damage, codeDamaged), fmt.Sprintf("sluice-cni: check pod %s: %s", r.id, oneLine(damage)), wayOut(damage))
 }
 
 // checkPins compares the pod with its pins. captured is false when it has none, or none that can be read.
-func checkPins(c *config, want *nodeapi.Pod, log *slog.Logger) (captured bool, damage error) {
-	pins, err := openPins(c, want.ContainerID, log)
+func (r *request) checkPins() (captured bool, damage error) {
+	pins, err := openPins(r.config, r.pod.ContainerID, r.log)
 	defer func() { _ = pins.Close() }()
 	if err != nil || len(pins.pods) == 0 {
 		return false, err
@@ -57,7 +47,7 @@ func checkPins(c *config, want *nodeapi.Pod, log *slog.Logger) (captured bool, d
 		return true, err
 	}
 	defer func() { _ = pod.Close() }()
-	return true, errors.Join(sameNetns(info, want.Netns), sameInterfaces(info, want), pod.Check())
+	return true, errors.Join(sameNetns(info, r.pod.Netns), sameInterfaces(info, r.pod), pod.Check())
 }
 
 // sameNetns tells whether the namespace that was enrolled is the one the runtime means now.
@@ -92,8 +82,8 @@ func sameInterfaces(info bpf.PodInfo, want *nodeapi.Pod) error {
 }
 
 // checkNotEnrolled is for pods without pins: right, unless they should be enrolled.
-func checkNotEnrolled(ctx context.Context, c *config, id identity, pod *nodeapi.Pod) error {
-	decision, err := decide(ctx, c, id, pod)
+func (r *request) checkNotEnrolled(ctx context.Context) error {
+	decision, err := r.decide(ctx, true)
 	if err != nil {
 		return err
 	}

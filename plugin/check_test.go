@@ -60,7 +60,13 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 				t.Errorf("stdout: got %q, want nothing", o.stdout)
 			}
 			tc.damage(l, s, pod)
+			l.agent.requests()
 			l.cni("CHECK", s, nil).wantError(t, codeDamaged, append(tc.words, "sluice-cni: check pod mesh/p: ")...)
+			for _, r := range l.agent.requests() {
+				if r.Verb != nodeapi.VerbDecide || !r.DryRun {
+					t.Errorf("agent was asked %+v: CHECK must not change what it knows", r)
+				}
+			}
 		})
 	}
 }

@@ -11,46 +11,47 @@ import (
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
-// undecidedError says that a pod may belong into the mesh and nobody could tell: letting it pass could be a bypass.
-type undecidedError struct {
-	err   error // why the agent did not decide
-	known string
-}
-
-func (e *undecidedError) Error() string { return fmt.Sprintf("%v (%s)", e.err, e.known) }
-func (e *undecidedError) Unwrap() error { return e.err }
-
 // pass is the decision for a pod that is let through without asking.
 func pass(reason string) *nodeapi.Decision { return &nodeapi.Decision{Reason: reason} }
 
+// exempt says why the agent need not even be asked about the pod; empty if it must be.
+func (r *request) exempt() string {
+	switch {
+	case !r.id.IsPod():
+		return "the sandbox is no Kubernetes pod"
+	case r.config.Excluded(r.id.Namespace):
+		return fmt.Sprintf("namespace %q is excluded", r.id.Namespace)
+	}
+	return ""
+}
+
 // decide asks the agent whether the pod is enrolled. When the agent does not decide, because it is away or because
 // this very question is one it refuses, pods of namespaces that were not enrolled when it last ran pass: a broken mesh
-// must not keep the rest of the node from starting. All others get an error wrapping *undecidedError.
-func decide(ctx context.Context, c *config, id identity, pod *nodeapi.Pod) (*nodeapi.Decision, error) {
-	switch {
-	case !id.IsPod():
-		return pass("the sandbox is no Kubernetes pod"), nil
-	case c.Excluded(id.Namespace):
-		return pass(fmt.Sprintf("namespace %q is excluded", id.Namespace)), nil
+// must not keep the rest of the node from starting. For all others letting them pass could be a bypass: an error.
+//
+// A dry run does not enrol the pod afterwards.
+func (r *request) decide(ctx context.Context, dryRun bool) (*nodeapi.Decision, error) {
+	if reason := r.exempt(); reason != "" {
+		return pass(reason), nil
 	}
-	resp, err := ask(ctx, c, decideTimeout, &nodeapi.Request{Verb: nodeapi.VerbDecide, Pod: pod})
+	resp, err := ask(ctx, r.config, decideTimeout, &nodeapi.Request{Verb: nodeapi.VerbDecide, Pod: r.pod, DryRun: dryRun})
 	if err == nil {
 		d := resp.Decision
 		if d != nil && (!d.Enrolled || d.PinID != "") {
 			return d, nil
 		}
 		err = &nodeapi.UnreachableError{
-			Socket: c.AgentSocket, Reason: "what answers there is not the agent: no decision in the answer", Err: nodeapi.ErrGarbage,
+			Socket: r.config.AgentSocket, Reason: "what answers there is not the agent: no decision in the answer", Err: nodeapi.ErrGarbage,
 		}
 	}
-	last, lerr := nodeapi.LoadLastKnown(c.StateDir)
+	last, lerr := nodeapi.LoadLastKnown(r.config.StateDir)
 	switch {
 	case errors.Is(lerr, fs.ErrNotExist):
-		return nil, &undecidedError{err, "no agent has ever run here, so any pod may belong into the mesh"}
+		return nil, fmt.Errorf("%w (no agent has ever run here, so any pod may belong into the mesh)", err)
 	case lerr != nil:
-		return nil, &undecidedError{err, lerr.Error()}
-	case last.MayBeEnrolled(id.Namespace):
-		return nil, &undecidedError{err, fmt.Sprintf("namespace %q has pods in the mesh", id.Namespace)}
+		return nil, fmt.Errorf("%w (%v)", err, lerr)
+	case last.MayBeEnrolled(r.id.Namespace):
+		return nil, fmt.Errorf("%w (namespace %q has pods in the mesh)", err, r.id.Namespace)
 	}
-	return pass(fmt.Sprintf("namespace %q was not enrolled when the agent last ran; now: %v", id.Namespace, err)), nil
+	return pass(fmt.Sprintf("namespace %q was not enrolled when the agent last ran; now: %v", r.id.Namespace, err)), nil
 }

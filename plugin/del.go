@@ -22,7 +22,7 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 	c, mistakes := parseConfig(args.StdinData)
 	id, err := parseArgs(args.Args)
 	mistakes = errors.Join(mistakes, err)
-	log := p.log(c).With("pod", id.String(), "container", args.ContainerID)
+	log := p.log(c, id, args)
 	if mistakes != nil {
 		log.Warn("del goes on in spite of mistakes", "err", oneLine(mistakes))
 	}

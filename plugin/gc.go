@@ -20,7 +20,6 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	log := p.log(c).With("network", c.Network)
 	if err := collect(c); err != nil {
 		return types.NewError(codeDatapath, fmt.Sprintf("sluice-cni: gc: %s", oneLine(err)), "")
 	}
@@ -33,7 +32,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	}
 	// The pins are what counts; the agent compares itself with them when it starts.
 	if _, err := ask(p.ctx, c, releaseTimeout, req); err != nil {
-		log.Warn("gc: tell agent", "err", err)
+		p.log(c, identity{}, args).Warn("gc: tell agent", "err", err)
 	}
 	return nil
 }

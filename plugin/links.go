@@ -19,7 +19,7 @@ var errNodeNetns = errors.New("CNI_NETNS is the node's own network namespace")
 // resolveLinks finds the pod's interfaces and notes the host's end of each, as an ifindex in the plugin's own
 // namespace. Loopbacks are dropped from the list: prevResult may name them, capture is not for them.
 //
-// A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard.
+// A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard. On error pod is as it was.
 func resolveLinks(pod *nodeapi.Pod) error {
 	ns, err := netns.Open(pod.Netns)
 	if err != nil {
@@ -42,15 +42,15 @@ func resolveLinks(pod *nodeapi.Pod) error {
 	if err != nil {
 		return err
 	}
-	pod.Interfaces = pod.Interfaces[:0]
+	if len(links) == 0 {
+		return errors.New("prevResult names no interface inside the pod but loopback")
+	}
+	pod.Interfaces = nil
 	for _, l := range links {
 		if l.peer != 0 && l.isPeerOf(l.peer) {
 			l.HostIfindex = l.peer
 		}
 		pod.Interfaces = append(pod.Interfaces, l.Interface)
-	}
-	if len(pod.Interfaces) == 0 {
-		return errors.New("prevResult names no interface inside the pod but loopback")
 	}
 	return nil
 }

@@ -99,9 +99,9 @@ func (p *plugin) giveUp() {
 }
 
 // log is for the runtime's journal: what happened to which pod, never the only place an error is told.
-func (p *plugin) log(c *config) *slog.Logger {
+func (p *plugin) log(c *config, id identity, args *skel.CmdArgs) *slog.Logger {
 	h := slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: c.LogLevel})
-	return slog.New(h).With("plugin", "sluice-cni")
+	return slog.New(h).With("plugin", "sluice-cni", "pod", id.String(), "container", args.ContainerID)
 }
 
 // strictConfig is parseConfig for the verbs that refuse to work with a mistake.
@@ -125,6 +125,33 @@ func requirePrevResult(c *config) (*prevResult, error) {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "sluice-cni: invalid prevResult", oneLine(err))
 	}
 	return prev, nil
+}
+
+// request is what ADD and CHECK were called with.
+type request struct {
+	config *config
+	prev   *prevResult
+	id     identity
+	pod    *nodeapi.Pod
+	log    *slog.Logger
+}
+
+func (p *plugin) parse(args *skel.CmdArgs) (*request, error) {
+	c, err := strictConfig(args.StdinData)
+	if err != nil {
+		return nil, err
+	}
+	prev, err := requirePrevResult(c)
+	if err != nil {
+		return nil, err
+	}
+	id, err := parseArgs(args.Args)
+	if err != nil {
+		return nil, err
+	}
+	pod := podOf(c, args, id)
+	pod.Interfaces = prev.Interfaces(args.IfName)
+	return &request{config: c, prev: prev, id: id, pod: pod, log: p.log(c, id, args)}, nil
 }
 
 // podOf is the sandbox as the agent is told of it.

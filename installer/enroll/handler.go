@@ -21,7 +21,7 @@ func (e *Enroller) Handle(ctx context.Context, req *nodeapi.Request, fds []int) 
 	var refusal *nodeapi.Error
 	switch req.Verb {
 	case nodeapi.VerbDecide:
-		answer.Decision, refusal = e.decide(*req.Pod)
+		answer.Decision, refusal = e.decide(*req.Pod, req.DryRun)
 	case nodeapi.VerbServe:
 		refusal = e.serve(ctx, req.Pod)
 	case nodeapi.VerbRelease:
@@ -42,8 +42,9 @@ func (e *Enroller) Handle(ctx context.Context, req *nodeapi.Request, fds []int) 
 	return answer, refusal
 }
 
-// decide says whether the pod is enrolled, and remembers it either way: its label may change while it runs.
-func (e *Enroller) decide(sandbox nodeapi.Pod) (*nodeapi.Decision, *nodeapi.Error) {
+// decide says whether the pod is enrolled, and remembers it either way: its label may change while it runs. A dry run
+// remembers nothing: CHECK asks about pods whose ADD is long past.
+func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, *nodeapi.Error) {
 	if sandbox.UID == "" {
 		sandbox.UID = sandbox.ContainerID
 	}
@@ -58,6 +59,9 @@ func (e *Enroller) decide(sandbox nodeapi.Pod) (*nodeapi.Decision, *nodeapi.Erro
 			return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w (the agent must see the runtime's namespace folder)", err)
 		}
 		return &nodeapi.Decision{Reason: reason}, nil
+	}
+	if dryRun {
+		return &nodeapi.Decision{Enrolled: enrolled, Reason: reason, PinID: pinID(sandbox.ContainerID), CaptureAll: e.cfg.CaptureAll}, nil
 	}
 	p, err := e.meet(sandbox, at, enrolled)
 	if err != nil {

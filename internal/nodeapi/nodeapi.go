@@ -51,6 +51,8 @@ type Request struct {
 	Version int  `json:"version"`
 	Verb    Verb `json:"verb"`
 	Pod     *Pod `json:"pod,omitempty"`
+	// DryRun only asks (decide): the agent answers as it would, but keeps what it knows of the pod.
+	DryRun bool `json:"dryRun,omitempty"`
 	// Network is the CNI network's name (GC).
 	Network string `json:"network,omitempty"`
 	// Valid are the attachments that exist (GC); an empty list means that none does.
