@@ -312,6 +312,7 @@ func BenchmarkLookups(b *testing.B) {
 		}
 	}
 	s.Apply(u)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		vip, addr := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.0.2.3")
 		for pb.Next() {
