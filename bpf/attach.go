@@ -109,7 +109,7 @@ func (n *Node) attachPod(cfg PodConfig) (*Pod, error) {
 	return a.run()
 }
 
-// inspectNetns records what the calling thread's namespace is and how it was before us.
+// inspectNetns records what the calling thread's namespace is.
 func inspectNetns(ns *netns.NS, info *PodInfo) error {
 	id, err := ns.ID()
 	if err != nil {
@@ -120,8 +120,7 @@ func inspectNetns(ns *netns.NS, info *PodInfo) error {
 		return err
 	}
 	info.IPv6 = ipv6IsOn()
-	info.LoopbackWasOpen, err = loopbackIsOpen()
-	return err
+	return nil
 }
 
 func currentNetnsCookie() (uint64, error) {
@@ -195,6 +194,14 @@ func (a *attachment) create() (_ *Pod, err error) {
 }
 
 func (a *attachment) build(dir string) error {
+	// Not earlier: leftovers of ours in the namespace are gone only now.
+	err := a.ns.Do(func() (err error) {
+		a.info.LoopbackWasOpen, err = loopbackIsOpen()
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	size, err := a.grandfatheredSize()
 	if err != nil {
 		return err

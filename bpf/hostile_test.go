@@ -311,7 +311,7 @@ func wantUDP(t *testing.T, from *testutil.NS, to *testutil.Pod, addr netip.Addr)
 func TestUsedSocketsAreDecidedAnew(t *testing.T) {
 	w := newWorld(t)
 	pod := w.enrol(t, w.host.Pod(t, "pod"))
-	pod.proxy.deliver = true
+	pod.proxy.deliver.Store(true)
 	outside, server := w.host.Pod(t, "outside"), w.host.Pod(t, "server")
 	w.mesh(t, server)
 	echo := outside.Echo(t, "outside", netip.AddrPortFrom(outside.Addr4, 80).String())

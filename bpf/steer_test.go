@@ -126,7 +126,7 @@ func TestInboundReachesTheProxy(t *testing.T) {
 func TestDeliveryKeepsTheClientsAddress(t *testing.T) {
 	w := newWorld(t)
 	server, legacy := w.enrol(t, w.host.Pod(t, "server")), w.host.Pod(t, "legacy")
-	server.proxy.deliver = true
+	server.proxy.deliver.Store(true)
 	eachFamily(t, func(t *testing.T, family string) {
 		addr := netip.AddrPortFrom(server.Addr(family), 80)
 		server.Echo(t, "app", addr.String())
@@ -170,7 +170,7 @@ func TestSelfCallsStayInThePod(t *testing.T) {
 func TestAppsMayListenOnTheProxysPorts(t *testing.T) {
 	w := newWorld(t)
 	pod := w.enrol(t, w.host.Pod(t, "pod"))
-	pod.proxy.deliver = true
+	pod.proxy.deliver.Store(true)
 	legacy := w.host.Pod(t, "legacy")
 	for _, port := range []uint16{15001, 15006, 15008, 15053, 15090} {
 		pod.Echo(t, fmt.Sprint("app", port), fmt.Sprintf("[::]:%d", port))
@@ -395,7 +395,7 @@ func TestForcedSYNCookiesWork(t *testing.T) {
 	w := newWorld(t)
 	server, legacy := w.enrol(t, w.host.Pod(t, "server")), w.host.Pod(t, "legacy")
 	server.Sysctl(t, "net.ipv4.tcp_syncookies", "2")
-	server.proxy.deliver = true
+	server.proxy.deliver.Store(true)
 	eachFamily(t, func(t *testing.T, family string) {
 		app := netip.AddrPortFrom(server.Addr(family), 80)
 		server.Echo(t, "app", app.String())
@@ -419,7 +419,7 @@ func TestReversePathFilterDoesNotMatter(t *testing.T) {
 			for _, dev := range []string{"all", "default", "lo", "eth0"} {
 				server.Sysctl(t, "net.ipv4.conf."+dev+".rp_filter", mode)
 			}
-			server.proxy.deliver = true
+			server.proxy.deliver.Store(true)
 			app, out := netip.AddrPortFrom(server.Addr4, 80), netip.AddrPortFrom(legacy.Addr4, 80)
 			server.Echo(t, "app", app.String())
 			wantAnswer(t, legacy.NS, app, "app", legacy.Addr4)

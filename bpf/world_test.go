@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -135,8 +136,10 @@ type proxy struct {
 	node      *Node
 	pod       *testutil.Pod
 	listeners map[Slot]net.Listener
-	deliver   bool
-	wg        sync.WaitGroup
+	deliver   atomic.Bool
+	accepting sync.WaitGroup
+	handling  sync.WaitGroup
+	conns     sync.Map // *net.TCPConn, open ones
 }
 
 func newProxy(t *testing.T, n *Node, pod *testutil.Pod) *proxy {
@@ -150,7 +153,7 @@ func newProxy(t *testing.T, n *Node, pod *testutil.Pod) *proxy {
 			role--
 		}
 		x.listeners[s] = x.listen(t, netip.AddrPortFrom(hidden[s.IsIPv6()], ports[role]))
-		x.wg.Add(1)
+		x.accepting.Add(1)
 		go x.serve(role, x.listeners[s])
 	}
 	t.Cleanup(x.close)
@@ -161,7 +164,12 @@ func (x *proxy) close() {
 	for _, l := range x.listeners {
 		_ = l.Close()
 	}
-	x.wg.Wait()
+	x.accepting.Wait()
+	x.conns.Range(func(c, _ any) bool {
+		_ = c.(*net.TCPConn).Close()
+		return true
+	})
+	x.handling.Wait()
 }
 
 func (x *proxy) listen(t *testing.T, addr netip.AddrPort) net.Listener {
@@ -204,19 +212,22 @@ func (x *proxy) fds(t *testing.T) map[Slot]int {
 }
 
 func (x *proxy) serve(role Slot, l net.Listener) {
-	defer x.wg.Done()
+	defer x.accepting.Done()
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go x.handle(role, c.(*net.TCPConn))
+		conn := c.(*net.TCPConn)
+		x.conns.Store(conn, nil)
+		x.handling.Go(func() { x.handle(role, conn) })
 	}
 }
 
 func (x *proxy) handle(role Slot, c *net.TCPConn) {
+	defer x.conns.Delete(c)
 	defer func() { _ = c.Close() }()
-	if role == SlotInbound4 && x.deliver {
+	if role == SlotInbound4 && x.deliver.Load() {
 		x.toApp(c)
 		return
 	}
