@@ -109,8 +109,8 @@ func (n *Node) runtimeConf(p *Pod) *libcni.RuntimeConf {
 	return rt
 }
 
-// pod completes a spec with ids.
-func (n *Node) pod(spec PodSpec) *Pod {
+// Pod completes a spec with ids, for a pod that need not exist.
+func (n *Node) Pod(spec PodSpec) *Pod {
 	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(n.lab.Name+"/"+spec.Namespace+"/"+spec.Name)))
 	uid := fmt.Sprintf("%s-%s-4%s-8%s-%s", sum[:8], sum[8:12], sum[13:16], sum[17:20], sum[20:32])
 	return &Pod{PodSpec: spec, ContainerID: sum, UID: uid, NS: n.lab.NS(spec.Name), node: n}
@@ -119,7 +119,7 @@ func (n *Node) pod(spec PodSpec) *Pod {
 // AddPod makes the pod's namespace and runs the chain's ADD. The pod is noted on disk first, so that Down finds it
 // whatever happens.
 func (n *Node) AddPod(spec PodSpec) (*Pod, error) {
-	p := n.pod(spec)
+	p := n.Pod(spec)
 	if err := n.notePod(p); err != nil {
 		return nil, err
 	}
@@ -174,6 +174,17 @@ func (n *Node) Del(p *Pod) error {
 func (n *Node) Status() error {
 	return n.chain(func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 		return c.GetStatusNetworkList(ctx, list)
+	})
+}
+
+// GC runs the chain's GC with valid as all pods that the runtime knows.
+func (n *Node) GC(valid ...*Pod) error {
+	args := &libcni.GCArgs{}
+	for _, p := range valid {
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: p.ContainerID, IfName: "eth0"})
+	}
+	return n.chain(func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+		return c.GCNetworkList(ctx, list, args)
 	})
 }
 
@@ -238,7 +249,7 @@ func (n *Node) notedPods() ([]*Pod, error) {
 		if err := json.Unmarshal(data, &spec); err != nil {
 			return nil, fmt.Errorf("pod note %s: %w", e.Name(), err)
 		}
-		pods = append(pods, n.pod(spec))
+		pods = append(pods, n.Pod(spec))
 	}
 	return pods, nil
 }

@@ -34,7 +34,8 @@ type Node struct {
 	plugin   string // the main CNI plugin
 	Agent    *Proc
 	Ztunnel  *Proc
-	ztunnels int // started so far; names the next one's log
+	agents   int // started so far; names the next one's log
+	ztunnels int
 }
 
 func newNode(l *Lab, i int) *Node {
@@ -128,10 +129,11 @@ func (n *Node) agentFlags() []string {
 	}
 }
 
-// StartAgent starts the node's agent.
+// StartAgent starts an agent on the node.
 func (n *Node) StartAgent() (err error) {
+	n.agents++
 	argv := append([]string{n.lab.Bin("sluice-installer"), "agent"}, n.agentFlags()...)
-	n.Agent, err = n.lab.Start(n.NS, "agent-"+n.Name, append(argv, "--node-name", n.Name,
+	n.Agent, err = n.lab.Start(n.NS, n.numbered("agent", n.agents), append(argv, "--node-name", n.Name,
 		"--manifests", n.lab.Manifests(), "--workloads", n.lab.Workloads(), "--ca-dir", n.lab.CA())...)
 	return err
 }
@@ -159,17 +161,21 @@ func (n *Node) installer(verb string, args ...string) error {
 // a pod of its own.
 func (n *Node) StartZtunnel() (err error) {
 	n.ztunnels++
-	name := fmt.Sprintf("ztunnel-%s", n.Name)
-	if n.ztunnels > 1 {
-		name = fmt.Sprintf("ztunnel-%s-%d", n.Name, n.ztunnels)
-	}
-	n.Ztunnel, err = n.lab.Start(n.NS, name, n.lab.Bin("ztunnel"),
+	n.Ztunnel, err = n.lab.Start(n.NS, n.numbered("ztunnel", n.ztunnels), n.lab.Bin("ztunnel"),
 		"--node-name", n.Name, "--log-format", "json",
 		"--zds-socket", filepath.Join(n.RunDir(), "ztunnel.sock"), "--agent-socket", n.AgentSocket(),
 		"--pin-root", n.PinRoot(), "--xds-address", "unix://"+filepath.Join(n.RunDir(), "controlplane.sock"),
 		"--stats-address", n.ztunnelAddr(15020), "--readiness-address", n.ztunnelAddr(15021), "--admin-address", n.ztunnelAddr(15000),
 		"--drain-timeout", "30s")
 	return err
+}
+
+// numbered names a process: "agent-node1", and the second of its kind "agent-node1-2".
+func (n *Node) numbered(kind string, number int) string {
+	if number > 1 {
+		return fmt.Sprintf("%s-%s-%d", kind, n.Name, number)
+	}
+	return kind + "-" + n.Name
 }
 
 // ztunnelAddr keeps the ports of ztunnels on one node apart.
