@@ -36,7 +36,7 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 func (p *plugin) remove(c *config, args *skel.CmdArgs, id identity, log *slog.Logger) error {
 	pins, err := openPins(c, args.ContainerID, log)
 	defer func() { _ = pins.Close() }()
-	if pins.OfAnother(c.Network) {
+	if pins.OfAnother(c.Network, args.IfName) {
 		return pins.Shrink(args.IfName)
 	}
 	errs := []error{err}
@@ -54,12 +54,14 @@ func (p *plugin) releaseIfAny(c *config, pod *nodeapi.Pod, log *slog.Logger) err
 	err := release(p.ctx, c, pod)
 	var refusal *nodeapi.Error
 	switch {
-	case err == nil, errors.As(err, &refusal) && refusal.Code == nodeapi.CodeNotFound:
-		return nil
-	case errors.As(err, &refusal) && refusal.Code == nodeapi.CodeInternal:
+	case err == nil:
+	case !errors.As(err, &refusal):
+		log.Debug("agent not told", "err", err)
+	case refusal.Code == nodeapi.CodeInternal:
 		return err
+	case refusal.Code != nodeapi.CodeNotFound:
+		log.Warn("agent refuses", "err", err)
 	}
-	log.Warn("release", "err", err)
 	return nil
 }
 

@@ -55,6 +55,7 @@ func TestDelSucceeds(t *testing.T) {
 		"half CNI_ARGS":   {breakIt: func(_ *lab, s *sandbox) { s.name = "" }},
 		"unknown key":     {extra: map[string]any{"color": "red"}},
 		"wrong type":      {extra: map[string]any{"stateDir": 7}},
+		"network renamed": {extra: map[string]any{"name": "renamed"}},
 		"pins missing":    {extra: map[string]any{"pinRoot": "/nowhere/at/all"}, keeps: true},
 		"pins not on bpf": {extra: map[string]any{"pinRoot": "/tmp"}, keeps: true},
 	} {

@@ -58,10 +58,11 @@ func (p *pins) Detach() error {
 }
 
 // OfAnother tells whether the sandbox was enrolled by the ADD of another network than this one, which then only added
-// interfaces to it: the pod leaves the mesh with the network that brought it in.
-func (p *pins) OfAnother(network string) bool {
-	return len(p.pods) > 0 && !slices.ContainsFunc(p.pods, func(info bpf.PodInfo) bool {
-		return info.Network == "" || info.Network == network
+// ifName to it: the pod leaves the mesh with the network that brought it in, or with its last interface.
+func (p *pins) OfAnother(network, ifName string) bool {
+	return slices.ContainsFunc(p.pods, func(info bpf.PodInfo) bool {
+		last := !slices.ContainsFunc(info.Interfaces, func(name string) bool { return name != ifName })
+		return info.Network != "" && info.Network != network && !last
 	})
 }
 
@@ -69,7 +70,7 @@ func (p *pins) OfAnother(network string) bool {
 func (p *pins) Shrink(ifName string) error {
 	for _, info := range p.pods {
 		kept := slices.DeleteFunc(slices.Clone(info.Interfaces), func(name string) bool { return name == ifName })
-		if len(kept) == len(info.Interfaces) || len(kept) == 0 {
+		if len(kept) == len(info.Interfaces) {
 			continue
 		}
 		pod := &nodeapi.Pod{Netns: info.NetnsPath}
