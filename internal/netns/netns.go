@@ -32,7 +32,8 @@ type NS struct {
 // It returns an error wrapping [ErrNotNetns] if path is anything else, for example the plain file that is left when a
 // bind mount is gone. The caller owns the result and closes it.
 func Open(path string) (*NS, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	// O_NONBLOCK: whatever else may be at path, a FIFO say, must not hold us up.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open netns %q: %w", path, err)
 	}

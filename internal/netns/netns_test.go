@@ -101,7 +101,11 @@ func TestOpenRefusesWhatIsNoNetns(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{file, "/proc/self/ns/uts", t.TempDir()} {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, fifo, "/proc/self/ns/uts", t.TempDir()} {
 		if _, err := Open(path); !errors.Is(err, ErrNotNetns) {
 			t.Errorf("Open(%q): got %v, want %v", path, err, ErrNotNetns)
 		}
