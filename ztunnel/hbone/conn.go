@@ -169,13 +169,13 @@ func (c *conn) kill(err error) {
 func (c *conn) end() error {
 	c.mu.Lock()
 	err := c.err
-	if errors.Is(err, io.EOF) && len(c.streams) > 0 {
+	if errors.Is(err, io.EOF) && c.busyLocked() {
 		err = io.ErrUnexpectedEOF
 	}
 	if c.goAway != nil && c.goAway.Code != CodeNo {
 		err = c.goAway
 	}
-	if c.drain == drainClosing && len(c.streams) == 0 {
+	if c.drain == drainClosing && !c.busyLocked() {
 		err = errDone
 	}
 	c.err = err
@@ -194,6 +194,16 @@ func (c *conn) end() error {
 		return nil
 	}
 	return err
+}
+
+// busyLocked reports whether a stream is still open. One that has just ended both ways may not have been forgotten yet.
+func (c *conn) busyLocked() bool {
+	for _, s := range c.streams {
+		if !s.over() {
+			return true
+		}
+	}
+	return false
 }
 
 // farewell sends what is queued and GOAWAY, and closes. If the peer is at fault it also reads on for a moment: closing

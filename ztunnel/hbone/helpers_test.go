@@ -23,6 +23,8 @@ import (
 // testCA issues the certificates of both ends.
 type testCA struct{ *testutil.CA }
 
+func newCA(tb testing.TB) testCA { tb.Helper(); return testCA{testutil.NewCA(tb)} }
+
 func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {
@@ -128,7 +130,7 @@ type option func(*Server, *PoolConfig)
 func newEnv(tb testing.TB, handler func(context.Context, *ServerStream), opts ...option) *env {
 	tb.Helper()
 	checkGoroutines(tb)
-	ca := testCA{testutil.NewCA(tb)}
+	ca := newCA(tb)
 	srv := &Server{TLS: ca.server(tb), Handler: handler}
 	cfg := PoolConfig{}
 	for _, o := range opts {
@@ -200,8 +202,14 @@ func stacks() string {
 	return string(buf[:runtime.Stack(buf, true)])
 }
 
+var checked sync.Map // names of tests that have a check
+
 // checkGoroutines makes the test fail if goroutines of this package are left when it ends.
 func checkGoroutines(tb testing.TB) {
+	if _, twice := checked.LoadOrStore(tb.Name(), true); twice {
+		return
+	}
+	tb.Cleanup(func() { checked.Delete(tb.Name()) })
 	tb.Cleanup(func() {
 		tb.Helper()
 		deadline := time.Now().Add(10 * time.Second)

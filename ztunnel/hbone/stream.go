@@ -98,15 +98,19 @@ func (s *Stream) Close() error {
 // Reset ends both directions with RST_STREAM and drops what was received and not read, unless both have already ended.
 // Reads and writes that wait return a [*StreamError].
 func (s *Stream) Reset(code ErrCode) {
-	s.mu.Lock()
-	over := s.localEnd && s.remoteEnd
-	s.mu.Unlock()
-	if over {
+	if s.over() {
 		err := &StreamError{Code: code}
 		s.cut(err, err, true)
 		return
 	}
 	s.c.resetStream(s, code, "")
+}
+
+// over reports whether both directions have ended with END_STREAM.
+func (s *Stream) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.localEnd && s.remoteEnd
 }
 
 // alive reports whether frames of this stream may still be sent.
