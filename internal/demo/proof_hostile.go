@@ -35,7 +35,7 @@ func proveHostilePod(s *scene, r *report) error {
 	if err := s.proveGuard(r); err != nil {
 		return err
 	}
-	if err := s.proveRuleGone(r); err != nil {
+	if err := s.proveSteeringGone(r); err != nil {
 		return err
 	}
 	trace, err := capture.Stop()
@@ -160,20 +160,27 @@ func wordAfter(words []string, word string) string {
 	return ""
 }
 
-// proveRuleGone deletes the rule that brings captured packets to ztunnel. Nothing may pass then; the agent puts the
-// rule back.
-func (s *scene) proveRuleGone(r *report) error {
-	for _, fam := range []string{"-4", "-6"} {
-		if out, err := s.command(s.client, "ip", fam, "rule", "del", "fwmark", fmt.Sprintf("%#x/%#x", bpf.SteeringMark, bpf.SteeringMask)); err != nil {
-			return fmt.Errorf("ip rule del: %w: %s", err, out)
+// proveSteeringGone deletes what brings captured packets to ztunnel. Nothing may pass then; the agent puts it back.
+func (s *scene) proveSteeringGone(r *report) error {
+	table := fmt.Sprint(bpf.SteeringTable)
+	for _, attempt := range []string{
+		"ip -4 rule del table " + table, "ip -6 rule del table " + table,
+		"ip -4 route flush table " + table, "ip -6 route flush table " + table,
+		"sysctl -qw net.ipv4.conf.lo.accept_local=0",
+	} {
+		if out, err := s.command(s.client, strings.Fields(attempt)...); err != nil {
+			return fmt.Errorf("%s: %w: %s", attempt, err, out)
 		}
 	}
-	took, err := within(repairLimit, func() error {
-		if a := s.curl(s.client, url(s.server.Addr6, httpPort, tag()), requestMarker); !a.ok() {
-			return fmt.Errorf("got %v", a)
-		}
-		return nil
-	})
-	r.check(err == nil, "after ip rule del", "%s", okOr(err, fmt.Sprintf("200 after %.1f s, when the agent had put it back", took.Seconds())))
+	for _, fam := range []int{4, 6} {
+		took, err := within(repairLimit, func() error {
+			if a := s.curl(s.client, url(s.server.Addr(fam), httpPort, tag()), requestMarker); !a.ok() {
+				return fmt.Errorf("got %v", a)
+			}
+			return nil
+		})
+		claim := fmt.Sprintf("after ip rule del, ip route flush, sysctl, IPv%d", fam)
+		r.check(err == nil, claim, "%s", okOr(err, fmt.Sprintf("200 after %.1f s, when the agent had put them back", took.Seconds())))
+	}
 	return nil
 }
