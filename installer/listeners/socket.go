@@ -84,6 +84,10 @@ func listen(at netip.AddrPort, tag func(fd int) error) (_ int, err error) {
 		}
 	}
 	err = unix.Bind(fd, sockaddr(at))
+	if errors.Is(err, unix.EADDRINUSE) {
+		// A ztunnel holds the listener that this one is to replace. The port is as hidden as the address: any will do.
+		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at.Addr(), 0)))
+	}
 	if errors.Is(err, unix.EADDRNOTAVAIL) && family == unix.AF_INET6 {
 		return -1, errNoFamily
 	}
