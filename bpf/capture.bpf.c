@@ -254,64 +254,66 @@ static __always_inline int refuse_ipv4(struct __sk_buff *skb, const struct packe
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
+struct decision {
+	enum verdict verdict;
+	enum tag tag; /* for the flow's next segments; TAG_NONE if they are to be decided anew */
+};
+
 /* Decides a new connection, whatever its socket was used for before. */
-static __always_inline int first_segment(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline struct decision first_segment(const struct packet *packet)
 {
-	if (!is_captured(&packet->flow.dst)) {
-		set_tag(skb, &packet->flow, TAG_PASS);
-		return pass(VERDICT_PASSTHROUGH);
-	}
-	set_tag(skb, &packet->flow, TAG_LOCAL);
-	if (is_v4(&packet->flow.dst) && !has_listener(SLOT_OUTBOUND4))
-		return refuse_ipv4(skb, packet);
-	count(VERDICT_CAPTURED);
-	return bounce(skb);
+	if (!is_captured(&packet->flow.dst))
+		return (struct decision){VERDICT_PASSTHROUGH, TAG_PASS};
+	return (struct decision){VERDICT_CAPTURED, TAG_LOCAL};
 }
 
 /* Decides a segment whose flow bears no tag: the app's side of a delivery, a probe, an old connection, or a packet
  * that no connection's own socket sends.
  */
-static __always_inline int untagged_segment(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline struct decision untagged_segment(struct __sk_buff *skb,
+							const struct packet *packet)
 {
-	const struct flow *flow = &packet->flow;
-	struct flow from_peer;
+	struct flow from_peer = reversed(&packet->flow);
 
-	if (has_peer(skb, flow)) {
-		set_tag(skb, flow, TAG_LOCAL);
-		count(VERDICT_REPLY);
-		return bounce(skb);
-	}
-	from_peer = reversed(flow);
-	if (is_fresh(&probe_flows, &from_peer, PROBE_FLOW_MAX_AGE)) {
-		set_tag(skb, flow, TAG_PASS);
-		return pass(VERDICT_PROBE_REPLY);
-	}
-	if (bpf_map_lookup_elem(&grandfathered, &from_peer)) {
-		set_tag(skb, flow, TAG_PASS);
-		return pass(VERDICT_GRANDFATHERED);
-	}
+	if (has_peer(skb, &packet->flow))
+		return (struct decision){VERDICT_REPLY, TAG_LOCAL};
+	if (is_fresh(&probe_flows, &from_peer, PROBE_FLOW_MAX_AGE))
+		return (struct decision){VERDICT_PROBE_REPLY, TAG_PASS};
+	if (bpf_map_lookup_elem(&grandfathered, &from_peer))
+		return (struct decision){VERDICT_GRANDFATHERED, TAG_PASS};
 	/* Nothing to protect in it, and refusals depend on it. */
 	if (!packet->payload)
-		return pass(VERDICT_STRAY_CONTROL);
-	if (!is_captured(&flow->dst)) {
-		set_tag(skb, flow, TAG_PASS);
-		return pass(VERDICT_STRAY_PASSTHROUGH);
-	}
-	return drop(VERDICT_DROP_STRAY);
+		return (struct decision){VERDICT_STRAY_CONTROL, TAG_NONE};
+	if (!is_captured(&packet->flow.dst))
+		return (struct decision){VERDICT_STRAY_PASSTHROUGH, TAG_PASS};
+	return (struct decision){VERDICT_DROP_STRAY, TAG_NONE};
 }
 
 static __always_inline int segment(struct __sk_buff *skb, const struct packet *packet)
 {
-	if (is_syn(packet))
-		return first_segment(skb, packet);
-	switch (tag_of(skb, &packet->flow)) {
-	case TAG_LOCAL:
-		return bounce(skb);
-	case TAG_PASS:
-		return TC_ACT_UNSPEC;
-	default:
-		return untagged_segment(skb, packet);
+	struct decision decision;
+
+	if (is_syn(packet)) {
+		decision = first_segment(packet);
+	} else {
+		switch (tag_of(skb, &packet->flow)) {
+		case TAG_LOCAL:
+			return bounce(skb);
+		case TAG_PASS:
+			return TC_ACT_UNSPEC;
+		default:
+			decision = untagged_segment(skb, packet);
+		}
 	}
+	if (decision.verdict == VERDICT_CAPTURED && is_v4(&packet->flow.dst) &&
+	    !has_listener(SLOT_OUTBOUND4))
+		return refuse_ipv4(skb, packet);
+	count(decision.verdict);
+	if (decision.verdict >= VERDICT_FIRST_DROP)
+		return TC_ACT_SHOT;
+	if (decision.tag != TAG_NONE)
+		set_tag(skb, &packet->flow, decision.tag);
+	return decision.tag == TAG_LOCAL ? bounce(skb) : TC_ACT_UNSPEC;
 }
 
 SEC("tcx/egress")

@@ -13,7 +13,7 @@ import (
 // Check compares the system with what AttachPod and SetListener left: every link attached to this namespace and its
 // interfaces, rules, routes and sysctl in place, every slot filled (those of IPv6 only if the pod has it).
 //
-// All mismatches are named, joined. Call it from the thread's namespace that AttachPod was called from.
+// All mismatches are named, joined.
 func (p *Pod) Check() error {
 	errs := []error{p.checkNetns(), p.checkSlots()}
 	for _, i := range p.info.HostIfindexes {

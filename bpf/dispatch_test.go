@@ -13,7 +13,7 @@ import (
 )
 
 // fillSlots puts a listener of its own into each slot and returns their cookies.
-func (b *bench) fillSlots(t *testing.T) map[Slot]uint64 {
+func (b *bench) fillSlots(t testing.TB) map[Slot]uint64 {
 	t.Helper()
 	cookies := map[Slot]uint64{}
 	for _, s := range Slots() {
@@ -33,7 +33,7 @@ func (b *bench) fillSlots(t *testing.T) map[Slot]uint64 {
 }
 
 // fdOf is valid as long as l is.
-func fdOf(t *testing.T, l net.Listener) (fd int) {
+func fdOf(t testing.TB, l net.Listener) (fd int) {
 	t.Helper()
 	raw, err := l.(*net.TCPListener).SyscallConn()
 	if err != nil {

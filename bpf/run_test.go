@@ -25,7 +25,7 @@ type bench struct {
 	ns   *testutil.NS
 }
 
-func newBench(t *testing.T, set settings) *bench {
+func newBench(t testing.TB, set settings) *bench {
 	t.Helper()
 	testutil.RequireRoot(t)
 	testutil.RequireKernel(t, "6.6", "tcx")
@@ -50,7 +50,7 @@ func newBench(t *testing.T, set settings) *bench {
 }
 
 // mesh makes the set of destinations complete, with these in it.
-func (b *bench) mesh(t *testing.T, addrs ...netip.Addr) {
+func (b *bench) mesh(t testing.TB, addrs ...netip.Addr) {
 	t.Helper()
 	d := b.node.Destinations()
 	if err := d.Add(addrs...); err != nil {
@@ -136,7 +136,7 @@ func ago(t *testing.T, ns uint64) uint64 {
 	return uint64(ts.Nano()) - ns
 }
 
-func mustPut(t *testing.T, m *ebpf.Map, key, value any) {
+func mustPut(t testing.TB, m *ebpf.Map, key, value any) {
 	t.Helper()
 	if err := m.Put(key, value); err != nil {
 		t.Fatal(err)
