@@ -23,8 +23,8 @@ import (
 func agentCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var c agentConfig
 	fs := newFlagSet("agent", stdout)
-	c.declare(fs)
-	if err := parse(fs, args, c.complete); err != nil {
+	c.declare(fs.FlagSet)
+	if err := fs.parse(args, c.complete); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.NodeName)

@@ -122,9 +122,9 @@ func installCommand(_ context.Context, args []string, stdout, stderr io.Writer) 
 	var p paths
 	var c cniConfig
 	fs := newFlagSet("install", stdout)
-	p.declare(fs)
-	c.declare(fs)
-	if err := parse(fs, args, func() error { return errors.Join(p.validate(), c.validate(true)) }); err != nil {
+	p.declare(fs.FlagSet)
+	c.declare(fs.FlagSet)
+	if err := fs.parse(args, func() error { return errors.Join(p.validate(), c.validate(true)) }); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
@@ -140,9 +140,9 @@ func uninstallCommand(_ context.Context, args []string, stdout, stderr io.Writer
 	var p paths
 	var c cniConfig
 	fs := newFlagSet("uninstall", stdout)
-	p.declare(fs) // Accepted so that one set of flags fits install and uninstall.
-	c.declareDirs(fs)
-	if err := parse(fs, args, func() error { return errors.Join(p.validate(), c.validate(true)) }); err != nil {
+	p.declare(fs.FlagSet) // Accepted so that one set of flags fits install and uninstall.
+	c.declareDirs(fs.FlagSet)
+	if err := fs.parse(args, func() error { return errors.Join(p.validate(), c.validate(true)) }); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))

@@ -90,12 +90,29 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailure
 }
 
-// parse reads flags into fs and calls validate, whose mistakes it reports together.
-func parse(fs *flag.FlagSet, args []string, validate func() error) error {
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
+// flagSet is a command's flags. Help goes to stdout; mistakes are errors and left to run to print.
+type flagSet struct {
+	*flag.FlagSet
+	stdout io.Writer
+}
+
+func newFlagSet(name string, stdout io.Writer) *flagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	return &flagSet{fs, stdout}
+}
+
+// parse reads args and calls validate; all mistakes are reported together.
+func (fs *flagSet) parse(args []string, validate func() error) error {
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fs.SetOutput(fs.stdout)
+		fmt.Fprintf(fs.stdout, "Usage: sluice-installer %s [flags]\n\nFlags:\n", fs.Name())
+		fs.PrintDefaults()
+		return err
+	}
+	if err != nil {
 		return usageError{err}
 	}
 	var errs []error
@@ -108,22 +125,9 @@ func parse(fs *flag.FlagSet, args []string, validate func() error) error {
 	return nil
 }
 
-func newFlagSet(name string, stdout io.Writer) *flag.FlagSet {
-	fs := flag.NewFlagSet(name, flag.ContinueOnError)
-	// Parse errors are printed by run; this is for --help.
-	fs.SetOutput(io.Discard)
-	fs.Usage = func() {
-		fs.SetOutput(stdout)
-		fmt.Fprintf(stdout, "Usage: sluice-installer %s [flags]\n\nFlags:\n", name)
-		fs.PrintDefaults()
-		fs.SetOutput(io.Discard)
-	}
-	return fs
-}
-
 func versionCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
 	fs := newFlagSet("version", stdout)
-	if err := parse(fs, args, func() error { return nil }); err != nil {
+	if err := fs.parse(args, func() error { return nil }); err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, "sluice-installer", version())

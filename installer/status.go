@@ -35,9 +35,9 @@ func statusCommand(ctx context.Context, args []string, stdout, _ io.Writer) erro
 	var p paths
 	var format string
 	fs := newFlagSet("status", stdout)
-	p.declare(fs)
+	p.declare(fs.FlagSet)
 	fs.StringVar(&format, "o", "table", "output: table or json")
-	err := parse(fs, args, func() error {
+	err := fs.parse(args, func() error {
 		if format != "table" && format != "json" {
 			return errors.Join(p.validate(), fmt.Errorf("-o: %q is neither table nor json", format))
 		}
