@@ -131,10 +131,11 @@ func TestServerEndsConnectionOn(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			e := newEnv(t, echo)
 			p := dialRaw(t, e)
-			read := make(chan struct{})
-			go func() { defer close(read); p.wantGoAway(tt.want) }()
+			reader := &rawPeer{Framer: p.Framer, tb: t, conn: p.conn}
 			p.tb = quiet{t}
-			func() {
+			wrote := make(chan struct{})
+			go func() {
+				defer close(wrote)
 				defer func() {
 					if r := recover(); r != nil && r != errQuiet {
 						panic(r)
@@ -142,7 +143,8 @@ func TestServerEndsConnectionOn(t *testing.T) {
 				}()
 				tt.do(p)
 			}()
-			<-read
+			reader.wantGoAway(tt.want)
+			<-wrote
 			if err := e.srv.waitServeErr(t); !strings.Contains(err.Error(), tt.want.String()) {
 				t.Errorf("ServeConn: got %v, want %s", err, tt.want)
 			}

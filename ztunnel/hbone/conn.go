@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -31,7 +30,6 @@ type connConfig struct {
 	pingInterval time.Duration // 0 or less: no keepalive
 	pingTimeout  time.Duration
 	maxStreams   uint32 // server: concurrent streams of the peer
-	log          *slog.Logger
 	stats        *counters
 
 	// handle serves a new stream of the peer, in its own goroutine.

@@ -112,7 +112,7 @@ func TestDialIsCancelledWhenNobodyWaits(t *testing.T) {
 }
 
 func TestDialErrors(t *testing.T) {
-	e := newEnv(t, echo, func(_ *Server, c *PoolConfig) { c.DialTimeout = 50 * time.Millisecond })
+	e := newEnv(t, echo, func(_ *Server, c *PoolConfig) { c.DialTimeout = 500 * time.Millisecond })
 	connect := func(dial DialFunc, cfg *tls.Config) error {
 		_, _, err := e.pool.Connect(t.Context(), e.key, dial, cfg, ConnectRequest{Authority: "a:1"})
 		return err
@@ -238,14 +238,13 @@ func TestCloseIdleLeavesBusyConnections(t *testing.T) {
 func TestBrokenConnectionIsSkipped(t *testing.T) {
 	e := newEnv(t, echo)
 	s := e.mustConnect(t)
-	_ = s.c.wire.Conn.(*net.TCPConn).CloseRead()
 	e.srv.cancel()
 	<-s.c.done
-	e.srv.ctx, e.srv.cancel = withCancel(t)
-	_ = e.mustConnect(t).Close()
-	if got := e.dialCount(); got != 2 {
-		t.Errorf("dialled %d times, want 2", got)
+	next := startServer(t, &Server{TLS: e.srv.TLS, Handler: echo})
+	dial := func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", next.addr().String())
 	}
+	must(t, roundTrip(t.Context(), e, dial))
 }
 
 func TestRefusedStreamIsTriedElsewhere(t *testing.T) {

@@ -63,7 +63,6 @@ func (p *Pool) newPooled(ctx context.Context, key Key, dial DialFunc, cfg *tls.C
 		client:       true,
 		pingInterval: p.cfg.PingInterval,
 		pingTimeout:  p.cfg.PingTimeout,
-		log:          p.cfg.Logger,
 		stats:        &p.stats,
 		ended:        func() { p.streamEnded(pc) },
 	})

@@ -112,7 +112,6 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*conn, error) {
 		pingInterval: orDefault(s.PingInterval, defaultPingInterval),
 		pingTimeout:  orDefault(s.PingTimeout, defaultPingTimeout),
 		maxStreams:   orDefault(s.MaxConcurrentStreams, ourMaxStreams),
-		log:          s.Logger,
 		stats:        &s.stats,
 	})
 	c.state = state

@@ -307,7 +307,6 @@ func TestStats(t *testing.T) {
 func TestPeerThatDoesNotReadIsCutOff(t *testing.T) {
 	e := newEnv(t, echo)
 	p := dialRaw(t, e)
-	_ = p.conn.NetConn().(*net.TCPConn).SetReadBuffer(4096)
 	for {
 		if err := p.WritePing(false, [8]byte{}); err != nil {
 			break
