@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+// attachment is one call of AttachPod under the pod's lock.
+type attachment struct {
+	node     *Node
+	cfg      PodConfig
+	info     PodInfo
+	ns       *netns.NS
+	captured []int // ifindexes of cfg.Interfaces
+	lock     *podLock
+}
+
+func (a *attachment) podDir() string { return filepath.Join(a.node.root, podsDir, a.cfg.ID) }
+
+func (a *attachment) run() (*Pod, error) {
+	// Leftovers of a process that died half-way.
+	if err := errors.Join(takeDown(a.lock.newDir()), takeDown(a.lock.oldDir())); err != nil {
+		return nil, err
+	}
+	old, err := a.node.openPod(a.podDir())
+	if err == nil && old.info.NetnsCookie == a.info.NetnsCookie {
+		a.info.LoopbackWasOpen = old.info.LoopbackWasOpen
+		return old, closeOnError(old, a.replace(old))
+	}
+	if err == nil {
+		_ = old.Close()
+	}
+	if !errors.Is(err, ErrNotAttached) {
+		if err := a.node.detachLocked(a.cfg.ID, a.lock); err != nil {
+			return nil, err
+		}
+	}
+	return a.create()
+}
+
+func closeOnError(p *Pod, err error) error {
+	if err != nil {
+		_ = p.Close()
+	}
+	return err
+}
+
+// create builds the pod aside. The rename at its end is the commit point.
+func (a *attachment) create() (_ *Pod, err error) {
+	dir := a.lock.newDir()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, takeDown(dir))
+		}
+	}()
+	if err := a.build(dir); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(dir, a.podDir()); err != nil {
+		return nil, err
+	}
+	dir = a.podDir()
+	return a.node.openPod(dir)
+}
+
+func (a *attachment) build(dir string) error {
+	// Not earlier: leftovers of ours in the namespace are gone only now.
+	err := a.ns.Do(func() (err error) {
+		a.info.LoopbackWasOpen, err = loopbackIsOpen()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	size, err := a.grandfatheredSize()
+	if err != nil {
+		return err
+	}
+	maps, err := createPodMaps(dir, size)
+	if err != nil {
+		return err
+	}
+	p := &Pod{node: a.node, dir: dir, info: a.info, maps: maps}
+	defer func() { _ = p.Close() }()
+	// First: it is what lets another process clean up after us.
+	if err := writeInfo(maps.Info, &a.info); err != nil {
+		return err
+	}
+	if err := a.fillSlots(p); err != nil {
+		return err
+	}
+	if err := a.ns.Do(steer); err != nil {
+		return err
+	}
+	if err := a.eachLink(p, func(w *wantedLink) error { return w.attach(dir) }); err != nil {
+		return err
+	}
+	return a.grandfather(maps)
+}
+
+// replace gives an attached pod new programs and settings.
+func (a *attachment) replace(p *Pod) error {
+	if err := a.fillSlots(p); err != nil {
+		return err
+	}
+	if err := a.ns.Do(steer); err != nil {
+		return err
+	}
+	wanted := map[string]bool{}
+	err := a.eachLink(p, func(w *wantedLink) error {
+		wanted[w.pin] = true
+		return w.update(p.dir)
+	})
+	if err != nil {
+		return err
+	}
+	pins, err := linkPins(p.dir)
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		if !wanted[pin] { // an interface that is gone or no longer ours
+			if err := detachPin(filepath.Join(p.dir, pin)); err != nil {
+				return err
+			}
+		}
+	}
+	p.info = a.info
+	return writeInfo(p.maps.Info, &a.info)
+}
+
+func (a *attachment) fillSlots(p *Pod) error {
+	for slot, fd := range a.cfg.Listeners {
+		if err := p.SetListener(slot, fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachLink loads the programs and calls do for every link that the pod should have. It stays on the calling thread,
+// whose namespace is that of guard's interfaces.
+func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
+	progs, err := loadPrograms(&a.node.maps, p.maps, settings{captureAll: a.cfg.CaptureAll})
+	if err != nil {
+		return err
+	}
+	defer progs.Close()
+	links := wantedLinks(a.ns, progs, slices.Compact(slices.Sorted(slices.Values(a.captured))), a.cfg.HostIfindexes)
+	for i := range links {
+		if err := do(&links[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// grandfatheredSize leaves room for the connections that open between counting and attaching.
+func (a *attachment) grandfatheredSize() (size int, err error) {
+	if !a.cfg.Grandfather {
+		return 0, nil
+	}
+	err = a.ns.Do(func() error {
+		flows, err := openConnections()
+		size = 2*len(flows) + 1024
+		return err
+	})
+	return size, err
+}
+
+// grandfather runs after the programs are attached: a connection is either listed here, or its SYN met capture.
+func (a *attachment) grandfather(maps *podMaps) error {
+	if !a.cfg.Grandfather {
+		return nil
+	}
+	return a.ns.Do(func() error {
+		flows, err := openConnections()
+		if err != nil {
+			return err
+		}
+		return grandfather(maps.Grandfathered, flows)
+	})
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-mesh/sluice/internal/netns"
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+func TestSeveredPodsAreCollected(t *testing.T) {
+	w := newWorld(t)
+	gone, stays := w.host.Pod(t, "gone"), w.host.Pod(t, "stays")
+	w.attach(t, gone)
+	w.attach(t, stays)
+	if removed, err := w.Collect(nil); err != nil || len(removed) > 0 {
+		t.Errorf("Collect: got %v, %v, want none", removed, err)
+	}
+	gone.Delete(t)
+	testutil.Eventually(t, 5*time.Second, func() error { // namespaces die in the background
+		removed, err := w.Collect(nil)
+		if err == nil && !slices.Equal(removed, []string{gone.Name}) {
+			err = fmt.Errorf("removed: got %v, want %s", removed, gone.Name)
+		}
+		return err
+	})
+	if err := w.DetachPod(gone.Name); err != nil {
+		t.Errorf("detach what was collected: %v", err)
+	}
+	removed, err := w.Collect(func(info PodInfo) bool { return info.ID != stays.Name })
+	if err != nil || !slices.Equal(removed, []string{stays.Name}) {
+		t.Errorf("Collect: got %v, %v, want %s", removed, err, stays.Name)
+	}
+	w.wantNoPins(t)
+}
+
+func TestPodsOfAnotherBootAndUnreadableOnesAreCollected(t *testing.T) {
+	w := newWorld(t)
+	old, broken := w.host.Pod(t, "old"), w.host.Pod(t, "broken")
+	p := w.attach(t, old)
+	info := p.Info()
+	info.BootID = "another"
+	if err := writeInfo(p.maps.Info, &info); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, w.attach(t, broken).maps.Info, uint32(0), make([]byte, maxInfoBytes))
+	pods, err := w.Pods()
+	if len(pods) != 1 || err == nil || !strings.Contains(err.Error(), broken.Name) {
+		t.Errorf("Pods: got %v, %v, want one, and an error that names the other", pods, err)
+	}
+	removed, err := w.Collect(nil)
+	want := []string{broken.Name, old.Name}
+	if slices.Sort(removed); err != nil || !slices.Equal(removed, want) {
+		t.Errorf("Collect: got %v, %v, want %v", removed, err, want)
+	}
+	w.wantNoPins(t)
+}
+
+// dieHalfWay leaves what a process leaves that is killed just before its commit.
+func (w *world) dieHalfWay(t *testing.T, pod *testutil.Pod) {
+	t.Helper()
+	ns, err := netns.Open(pod.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ns.Close() }()
+	lock, err := w.lockPod(pod.Name, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.config(pod)
+	a := &attachment{node: w.Node, cfg: cfg, info: cfg.info(), ns: ns, captured: []int{pod.Ifindex(t, "eth0")}, lock: lock}
+	w.host.MustDo(t, func() error {
+		if err := ns.Do(func() error { return inspectNetns(ns, &a.info) }); err != nil {
+			return err
+		}
+		if err := os.Mkdir(lock.newDir(), 0o700); err != nil {
+			return err
+		}
+		return a.build(lock.newDir())
+	})
+	_ = lock.file.Close() // unlocks, as the end of a process does
+}
+
+func TestHalfMadePodsAreTakenAway(t *testing.T) {
+	for name, cleanUp := range map[string]func(*world, *testutil.Pod) error{
+		"by Collect": func(w *world, pod *testutil.Pod) error {
+			removed, err := w.Collect(nil)
+			if err == nil && !slices.Equal(removed, []string{pod.Name}) {
+				err = fmt.Errorf("removed: got %v", removed)
+			}
+			return err
+		},
+		"by DetachPod": func(w *world, pod *testutil.Pod) error { return w.DetachPod(pod.Name) },
+		"by AttachPod": func(w *world, pod *testutil.Pod) error {
+			p, err := w.tryAttach(pod)
+			if err != nil {
+				return err
+			}
+			_ = p.Close()
+			return w.DetachPod(pod.Name)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			pod := w.host.Pod(t, "pod")
+			before := w.trace(t, pod)
+			w.dieHalfWay(t, pod)
+			if _, err := w.Pod(pod.Name); !errors.Is(err, ErrNotAttached) {
+				t.Errorf("Pod: got %v, want %v", err, ErrNotAttached)
+			}
+			if err := cleanUp(w, pod); err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(before, w.trace(t, pod)); diff != "" {
+				t.Errorf("(-before +after):\n%s", diff)
+			}
+			w.wantNoPins(t)
+		})
+	}
+}
+
+func TestCollectLeavesPodsAloneThatAreBeingAttached(t *testing.T) {
+	w := newWorld(t)
+	lock, err := w.lockPod("busy", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(lock.newDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := w.Collect(nil); err != nil || len(removed) > 0 {
+		t.Errorf("Collect: got %v, %v, want none", removed, err)
+	}
+	if _, err := os.Stat(lock.newDir()); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(lock.newDir()); err != nil {
+		t.Error(err)
+	}
+	lock.release()
+	w.wantNoPins(t)
+}
