@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,7 +94,15 @@ func (l *Lab) checkGone(ids map[string]string) error {
 	if _, err := os.Stat(l.Dir); err == nil {
 		errs = append(errs, fmt.Errorf("folder %s is still there", l.Dir))
 	}
-	spaces, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	// A process that was killed may take a moment to be gone.
+	errs = append(errs, Poll(2*time.Second, func() error { return processesIn(ids) }))
+	return errors.Join(errs...)
+}
+
+// processesIn names the processes that run in one of the namespaces.
+func processesIn(ids map[string]string) error {
+	spaces, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	errs := []error{err}
 	for _, path := range spaces {
 		link, err := os.Readlink(path)
 		if name, ours := ids[link]; err == nil && ours {

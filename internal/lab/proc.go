@@ -136,10 +136,12 @@ func (p *Proc) Stop(grace time.Duration) error {
 	return p.forget()
 }
 
-// Kill sends SIGKILL, waits for the end and forgets the process.
+// Kill sends SIGKILL to the process and the children it did not give a session, waits for the end and forgets it.
 func (p *Proc) Kill() error {
-	if err := p.Signal(syscall.SIGKILL); err != nil {
-		return err
+	if p.Alive() { // else the number may be another group's by now
+		if err := syscall.Kill(-p.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill %s: %w", p.Name, err)
+		}
 	}
 	if err := p.Wait(5 * time.Second); err != nil {
 		return err
