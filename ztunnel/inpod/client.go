@@ -20,8 +20,9 @@ import (
 var ErrProtocol = errors.New("zds protocol error")
 
 const (
-	redialMin     = 10 * time.Millisecond
-	redialMax     = 15 * time.Second
+	redialMin = 10 * time.Millisecond
+	// redialMax is well below ambient's 15 s: an agent that is back must not have to refuse new pods for so long.
+	redialMax     = time.Second
 	retryInterval = 5 * time.Second
 )
 
@@ -60,7 +61,11 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		c.Log.Warn("no connection to the agent; pods are served as before", "error", err, "retry", delay)
+		level := slog.LevelDebug
+		if delay == redialMin {
+			level = slog.LevelWarn // once for each time that it goes away
+		}
+		c.Log.Log(ctx, level, "no connection to the agent; pods are served as before", "error", err)
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():

@@ -17,11 +17,8 @@ import (
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
-// TCP keepalive of every socket, ambient section 4.7.
-const (
-	keepAliveTime  = 180 * time.Second
-	keepAliveCount = 9
-)
+// KeepAlive is that of every TCP socket, ambient section 4.7.
+var KeepAlive = net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9}
 
 // Sockets makes sockets inside pods. A socket belongs to the namespace its creating thread is in, so creation happens on
 // threads kept for that; connecting and all else happens anywhere.
@@ -134,8 +131,8 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 
 // connect takes ownership of fd.
 func connect(ctx context.Context, fd int, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
-	err := setKeepAlive(fd)
-	if err == nil && from.IsValid() {
+	var err error
+	if from.IsValid() {
 		err = bindForeign(fd, from)
 	}
 	if err == nil {
@@ -158,7 +155,9 @@ func connect(ctx context.Context, fd int, from netip.Addr, to netip.AddrPort) (*
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*net.TCPConn), nil
+	tcp := conn.(*net.TCPConn)
+	// After FileConn, which sets a keepalive of its own.
+	return tcp, tcp.SetKeepAliveConfig(KeepAlive)
 }
 
 // bindForeign makes the socket speak from an address that need not be the pod's. The port is chosen at connect, per
@@ -175,17 +174,6 @@ func bindForeign(fd int, from netip.Addr) error {
 		return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
 	}
 	return os.NewSyscallError("bind "+from.String(), unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))))
-}
-
-func setKeepAlive(fd int) error {
-	seconds := int(keepAliveTime / time.Second)
-	return os.NewSyscallError("setsockopt", errors.Join(
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount),
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-	))
 }
 
 // awaitConnect waits until the connect in progress on f has ended, and returns how.

@@ -363,3 +363,16 @@ func (w *world) capture(addrs ...netip.Addr) {
 		w.t.Fatal(err)
 	}
 }
+
+func TestServiceMayPickTheClientItself(t *testing.T) {
+	w := newWorld(t)
+	vip := netip.MustParseAddr("10.99.0.4")
+	w.store.Apply(discovery.Update{Services: []*discovery.Service{service("self", vip.String(), []uint16{80, 8080})}})
+	w.republish(w.client, func(c *discovery.Workload) { serving("self", 80, 8080)(c) })
+	w.capture(vip)
+	w.client.Echo(t, "client", netip.AddrPortFrom(w.client.Addr4, 8080).String())
+	answer, err := w.client.AskFrom(netip.AddrPortFrom(vip, 80))
+	if err != nil || answer.Name != "client" || answer.From.Addr() != w.client.Addr4 {
+		t.Fatalf("got %+v, %v, want client seeing %s", answer, err, w.client.Addr4)
+	}
+}

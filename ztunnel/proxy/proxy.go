@@ -156,7 +156,7 @@ func (p *podProxy) acceptLoop(ln *net.TCPListener, carry func(context.Context, *
 			}
 		}
 		p.carrying.Go(func() {
-			_ = conn.SetKeepAliveConfig(keepAlive)
+			_ = conn.SetKeepAliveConfig(inpod.KeepAlive)
 			carry(p.ctx, conn)
 		})
 	}

@@ -12,7 +12,7 @@ import (
 
 // route is where an outbound connection goes, and how.
 type route struct {
-	// carried is VerdictMTLS, VerdictPlaintext or VerdictPassthrough.
+	// carried is VerdictMTLS, VerdictPlaintext, VerdictPassthrough or VerdictLocal.
 	carried Verdict
 	// dial is the address to connect to.
 	dial netip.AddrPort
@@ -51,7 +51,7 @@ func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, e
 	if w.Waypoint != nil && !r.isWaypoint(src, w.Waypoint) {
 		return r.viaWaypoint(src, w.Waypoint, nil, to)
 	}
-	return r.toWorkload(w, nil, to)
+	return r.toWorkload(src, w, nil, to)
 }
 
 func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
@@ -65,7 +65,7 @@ func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to n
 	if pick == nil {
 		return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
 	}
-	return r.toWorkload(pick.workload, svc, pick.addr)
+	return r.toWorkload(src, pick.workload, svc, pick.addr)
 }
 
 // waypointOf chooses among several waypoints by weight, else takes the one there is.
@@ -89,9 +89,12 @@ func (r *router) waypointOf(svc *discovery.Service) *discovery.Gateway {
 }
 
 // toWorkload ends at w: in HBONE if w speaks it.
-func (r *router) toWorkload(w *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
+func (r *router) toWorkload(src, w *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
 	if w.Network != r.network {
 		return nil, refuse(VerdictOtherNetwork, "workload %s is on network %q, ztunnel on %q: other networks are not supported yet", w.UID, w.Network, r.network)
+	}
+	if w.UID == src.UID {
+		return &route{carried: VerdictLocal, dial: to, workload: w, service: svc}, nil
 	}
 	if w.Protocol != discovery.ProtocolHBONE {
 		return &route{carried: VerdictPlaintext, dial: to, workload: w, service: svc}, nil

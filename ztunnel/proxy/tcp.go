@@ -8,13 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// keepAlive is ambient section 4.7; sockets that inpod dials have it already.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9}
 
 // hidden4 and hidden6 are the addresses that handed-over listeners are bound to. Nobody owns them; a connection that
 // really is to one of them was not steered here by the datapath.

@@ -21,6 +21,9 @@ const (
 	VerdictPlaintext Verdict = "plaintext"
 	// VerdictPassthrough: in clear to an address that nobody told ztunnel about.
 	VerdictPassthrough Verdict = "passthrough"
+	// VerdictLocal: in clear, because a service chose its own client. It does not leave the pod, and no policy is asked, as
+	// for a pod that calls its own address.
+	VerdictLocal Verdict = "local"
 )
 
 // Why a connection is refused.
