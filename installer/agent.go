@@ -182,7 +182,7 @@ func (a *agent) becomeReady(ctx context.Context) error {
 		return err
 	}
 	defer stop()
-	a.enroller.Reconcile(ctx)
+	a.enroller.Reconcile(ctx, enroll.Everything)
 	if err := a.cfg.cni.installWhenPossible(ctx, &a.cfg.paths, a.log); err != nil {
 		return err
 	}

@@ -83,17 +83,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(podsDesc, n, phase)
 	}
 	troubled := 0
-	sums := map[[3]string]uint64{} // Two sandboxes of one pod name must not be two series of the same labels.
-	for _, p := range c.a.enroller.Statuses() {
-		if p.Problem != "" {
+	for name, f := range c.a.enroller.FiguresByPod() {
+		if f.Troubled {
 			troubled++
 		}
-		for reason, n := range p.Verdicts {
-			sums[[3]string{p.Namespace, p.Name, reason}] += n
+		for reason, n := range f.Verdicts {
+			ch <- prometheus.MustNewConstMetric(verdictsDesc, prometheus.CounterValue, float64(n), name.Namespace, name.Name, reason)
 		}
 	}
 	gauge(troubleDesc, troubled)
-	for labels, n := range sums {
-		ch <- prometheus.MustNewConstMetric(verdictsDesc, prometheus.CounterValue, float64(n), labels[:]...)
-	}
 }

@@ -559,3 +559,28 @@ func TestRecordsOfOtherBootsAndGarbageAreDropped(t *testing.T) {
 		}
 	}
 }
+
+func TestSecondNetworkAddsItsInterface(t *testing.T) {
+	l := newLab(t, nil)
+	z := l.ztunnel("z")
+	s := l.pod("plain", "p")
+	other := testutil.NetNS(t, "storage")
+	testutil.Veth(t, testutil.End{NS: s.NS, Name: "net1"}, testutil.End{NS: other, Name: "eth0"})
+	if err := s.add(); err != nil {
+		t.Fatal(err)
+	}
+	first := s.api
+	s.api.Network, s.api.Interfaces = "storage", []nodeapi.Interface{{Name: "net1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}}
+	if err := s.add(); err != nil {
+		t.Fatal(err)
+	}
+	s.api = first
+	l.enrolNamespace("plain", true)
+	z.waitEvent("add uid-p default")
+	l.eventually(func() error {
+		if st := s.status(); st.Phase != "served" || !slices.Equal(st.Interfaces, []string{"eth0", "net1"}) || len(st.Addresses) != 3 {
+			return fmt.Errorf("status: %+v", st)
+		}
+		return nil
+	})
+}

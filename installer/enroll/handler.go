@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
@@ -81,6 +82,9 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 		if old.netns == at && e.phaseOf(old) == served {
 			return old, nil
 		}
+		if old.netns == at {
+			sandbox = withInterfacesOf(sandbox, old.sandbox)
+		}
 		if err := e.forget(context.Background(), old, old.netns != at); err != nil {
 			return nil, err
 		}
@@ -96,6 +100,22 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 	defer e.mu.Unlock()
 	e.pods[p.id()] = p
 	return p, nil
+}
+
+// withInterfacesOf is a sandbox that ADD is called for again, or for a second network (Multus): interfaces add up, and
+// the pod stays the first network's.
+func withInterfacesOf(sandbox, old nodeapi.Pod) nodeapi.Pod {
+	all := slices.Clone(old.Interfaces)
+	for _, i := range sandbox.Interfaces {
+		same := func(o nodeapi.Interface) bool { return o.Name == i.Name }
+		if n := slices.IndexFunc(all, same); n >= 0 {
+			all[n] = i
+		} else {
+			all = append(all, i)
+		}
+	}
+	sandbox.Interfaces, sandbox.Network = all, old.Network
+	return sandbox
 }
 
 func newPod(sandbox nodeapi.Pod, at namespace) *pod {

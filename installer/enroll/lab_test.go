@@ -284,10 +284,8 @@ func (s *sandbox) published() bool {
 }
 
 func (s *sandbox) status() PodStatus {
-	for _, p := range s.l.e.Statuses() {
-		if p.ContainerID == s.api.ContainerID {
-			return p
-		}
+	if p := s.l.e.get(s.api.ContainerID); p != nil {
+		return s.l.e.podStatus(p)
 	}
 	return PodStatus{}
 }

@@ -9,44 +9,61 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
 )
 
-// Run compares what is with what is wanted until ctx ends: after each Kick, each change of the catalog that arrives on
-// changes, and every Resync. Nothing is taken apart when it returns.
+// Depth is how closely Reconcile looks.
+type Depth int
+
+const (
+	// Wishes compares the pods' phases with the catalog. It touches only pods that are to change.
+	Wishes Depth = iota
+	// Everything also looks at each pod's namespace, programs and listeners, and repairs them.
+	Everything
+)
+
+// Run compares what is with what is wanted until ctx ends: the wishes after each Kick and each change of the catalog
+// that arrives on changes, everything every Resync. Nothing is taken apart when it returns.
 func (e *Enroller) Run(ctx context.Context, changes <-chan struct{}) {
 	tick := time.NewTicker(e.cfg.Resync)
 	defer tick.Stop()
+	depth := Everything
 	for {
-		e.Reconcile(ctx)
+		e.Reconcile(ctx, depth)
+		depth = Wishes
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.kick:
 		case <-changes:
 		case <-tick.C:
+			depth = Everything
 		}
 	}
 }
 
 // Reconcile makes one pass over all pods. What goes wrong is logged when it is new, kept for status, and tried again in
 // the next pass.
-func (e *Enroller) Reconcile(ctx context.Context) {
+func (e *Enroller) Reconcile(ctx context.Context, depth Depth) {
 	e.limitWaiting()
 	for _, p := range e.all() {
 		if ctx.Err() != nil {
 			return
 		}
 		problem := ""
-		if err := e.reconcilePod(ctx, p); err != nil {
+		if err := e.reconcilePod(ctx, p, depth); err != nil {
 			problem = err.Error()
 		}
 		if e.setProblem(p, problem) && problem != "" {
 			e.podLog(p).Warn("pod is not as it should be", "problem", problem)
 		}
+	}
+	if depth < Everything {
+		return
 	}
 	// Last: a live pod whose programs somebody detached was repaired above, and is no garbage.
 	if err := e.collect(); err != nil {
@@ -54,12 +71,12 @@ func (e *Enroller) Reconcile(ctx context.Context) {
 	}
 }
 
-func (e *Enroller) reconcilePod(ctx context.Context, p *pod) error {
+func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error {
 	defer e.workloads.lock(p.workload())()
 	if e.get(p.id()) != p {
 		return nil
 	}
-	if at, err := namespaceAt(p.sandbox.Netns); err != nil || at != p.netns {
+	if depth == Everything && isGone(p) {
 		e.podLog(p).Info("pod is gone", "netns", p.sandbox.Netns)
 		return e.forget(ctx, p, true)
 	}
@@ -68,14 +85,23 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod) error {
 	switch {
 	case now == admitted && !e.admittedTooLong(p):
 		return nil
-	case wanted && now == served:
+	case wanted && now == served && depth == Everything:
 		return e.repair(ctx, p)
+	case wanted && now == served:
+		return errors.Join(e.repairZtunnel(ctx, p), e.repairWorkload(p))
 	case wanted:
 		return e.enrolRunning(ctx, p, reason)
 	case now != known:
 		return e.unenrol(ctx, p, reason)
 	}
 	return nil
+}
+
+// isGone reports whether the pod's namespace has ended, or its path leads elsewhere. The inode will do here: it is not
+// given out again while the agent holds the namespace open, and who enrols a pod makes sure by the cookie.
+func isGone(p *pod) bool {
+	var st unix.Stat_t
+	return unix.Stat(p.sandbox.Netns, &st) != nil || st.Ino != p.netns.Inode
 }
 
 func (e *Enroller) admittedTooLong(p *pod) bool {
@@ -127,7 +153,7 @@ func (e *Enroller) repair(ctx context.Context, p *pod) error {
 			return err
 		}
 	}
-	return errors.Join(e.repairZtunnel(ctx, p, in), e.repairWorkload(p))
+	return errors.Join(e.repairZtunnel(ctx, p), e.repairWorkload(p))
 }
 
 func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
@@ -136,7 +162,11 @@ func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
 		return nil
 	}
 	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift)
-	again, err := e.cfg.Node.AttachPod(podConfig(p, e.cfg.CaptureAll))
+	// By the pins, not by what we know: a second network's ADD may have put more interfaces under capture.
+	info := attached.Info()
+	cfg := podConfig(p, e.cfg.CaptureAll)
+	cfg.Interfaces, cfg.HostIfindexes = info.Interfaces, info.HostIfindexes
+	again, err := e.cfg.Node.AttachPod(cfg)
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
@@ -149,10 +179,10 @@ func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
 
 // repairZtunnel tells ztunnel of the pod again if its service account is another, or if a sandbox of the same uid that
 // failed took its place.
-func (e *Enroller) repairZtunnel(ctx context.Context, p *pod, in *inside) error {
+func (e *Enroller) repairZtunnel(ctx context.Context, p *pod) error {
 	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
 	e.mu.Lock()
-	owner := e.current[p.sandbox.UID]
+	in, owner := p.inside, e.current[p.sandbox.UID]
 	same := owner == p && p.account == account
 	if owner == nil || owner == p {
 		e.current[p.sandbox.UID], p.account = p, account

@@ -32,7 +32,14 @@ func (e *Enroller) saveRecord(p *pod) error {
 	if err != nil {
 		return fmt.Errorf("remember pod: %w", err)
 	}
-	if err := atomicfile.Write(e.recordPath(p.id()), append(b, '\n'), 0o600); err != nil {
+	// Not synced to disk: a record means nothing after the next boot, and every ADD waits for this.
+	path := e.recordPath(p.id())
+	temp := filepath.Join(e.recordsDir(), atomicfile.TempPrefix+filepath.Base(path))
+	err = os.WriteFile(temp, append(b, '\n'), 0o600)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
 		return fmt.Errorf("remember pod: %w", err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/listeners"
 )
 
@@ -176,11 +177,42 @@ func (e *Enroller) PodsByPhase() map[string]int {
 	return counts
 }
 
-// Statuses is every known pod as status shows it.
-func (e *Enroller) Statuses() []PodStatus {
-	var all []PodStatus
+// Figures are the counters of one pod name, over all its sandboxes.
+type Figures struct {
+	Verdicts map[string]uint64
+	Troubled bool
+}
+
+// FiguresByPod reads the counters of all pods in the mesh, by namespace and name.
+func (e *Enroller) FiguresByPod() map[controlplane.Name]Figures {
+	all := map[controlplane.Name]Figures{}
 	for _, p := range e.all() {
-		all = append(all, e.podStatus(p))
+		name := controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}
+		f, ok := all[name]
+		if !ok {
+			f.Verdicts = map[string]uint64{}
+		}
+		e.mu.Lock()
+		f.Troubled = f.Troubled || p.problem != ""
+		e.mu.Unlock()
+		e.addVerdicts(p, f.Verdicts)
+		all[name] = f
 	}
 	return all
+}
+
+// addVerdicts adds nothing for a pod that is not attached.
+func (e *Enroller) addVerdicts(p *pod, to map[string]uint64) {
+	attached, err := e.cfg.Node.Pod(pinID(p.id()))
+	if err != nil {
+		return
+	}
+	defer func() { _ = attached.Close() }()
+	verdicts, err := attached.Verdicts()
+	if err != nil {
+		e.podLog(p).Warn("read verdicts", "err", err)
+	}
+	for v, n := range verdicts {
+		to[v.String()] += n
+	}
 }

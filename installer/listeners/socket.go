@@ -19,23 +19,25 @@ var (
 	hidden6 = netip.MustParseAddr("100::1")
 )
 
+// The ports mean nothing: an accepted socket has the original destination's. But an application that listens on all
+// addresses collides with ours on the same port, so ours are such as no application wants; which of them, is what is
+// free.
 const (
-	portOutbound = 15001
-	portInbound  = 15006
-	portHBONE    = 15008
+	firstPort = 1
+	lastPort  = 18
 )
 
 // backlog is how many connections may wait while no ztunnel accepts; the kernel cuts it to the pod's somaxconn.
 const backlog = 4096
 
 // addresses says where each slot's socket is bound. Slots that are not listed here have no listener in this release.
-var addresses = map[bpf.Slot]netip.AddrPort{
-	bpf.SlotOutbound4: netip.AddrPortFrom(hidden4, portOutbound),
-	bpf.SlotOutbound6: netip.AddrPortFrom(hidden6, portOutbound),
-	bpf.SlotInbound4:  netip.AddrPortFrom(hidden4, portInbound),
-	bpf.SlotInbound6:  netip.AddrPortFrom(hidden6, portInbound),
-	bpf.SlotHBONE4:    netip.AddrPortFrom(hidden4, portHBONE),
-	bpf.SlotHBONE6:    netip.AddrPortFrom(hidden6, portHBONE),
+var addresses = map[bpf.Slot]netip.Addr{
+	bpf.SlotOutbound4: hidden4,
+	bpf.SlotOutbound6: hidden6,
+	bpf.SlotInbound4:  hidden4,
+	bpf.SlotInbound6:  hidden6,
+	bpf.SlotHBONE4:    hidden4,
+	bpf.SlotHBONE6:    hidden6,
 }
 
 // errNoFamily reports that the namespace does not have the address family. That is no failure: its slots stay empty.
@@ -43,9 +45,9 @@ var errNoFamily = errors.New("address family not available")
 
 // listen makes one listener in the calling thread's network namespace, tagged before it is bound so that no connection
 // is ever accepted by an untagged one.
-func listen(at netip.AddrPort, tag func(fd int) error) (_ int, err error) {
+func listen(at netip.Addr, tag func(fd int) error) (_ int, err error) {
 	family, level, transparent, freebind := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TRANSPARENT, unix.IP_FREEBIND
-	if at.Addr().Is6() {
+	if at.Is6() {
 		family, level, transparent, freebind = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_FREEBIND
 	}
 	// Plain TCP: a SOCKMAP refuses MPTCP sockets.
@@ -83,10 +85,10 @@ func listen(at netip.AddrPort, tag func(fd int) error) (_ int, err error) {
 			return -1, fmt.Errorf("set %s: %w", o.name, err)
 		}
 	}
-	err = unix.Bind(fd, sockaddr(at))
-	if errors.Is(err, unix.EADDRINUSE) {
-		// A ztunnel holds the listener that this one is to replace. The port is as hidden as the address: any will do.
-		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at.Addr(), 0)))
+	// Taken are the ports of the other slots, and those of a listener that a ztunnel holds and this one is to replace.
+	err = unix.EADDRINUSE
+	for port := uint16(firstPort); port <= lastPort && errors.Is(err, unix.EADDRINUSE); port++ {
+		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, port)))
 	}
 	if errors.Is(err, unix.EADDRNOTAVAIL) && family == unix.AF_INET6 {
 		return -1, errNoFamily
