@@ -19,32 +19,6 @@ import (
 	"time"
 )
 
-// ListenFunc returns the pod's listeners, or why there are none. held is what is accepted on now, nil at first; the
-// result may be held itself. It must come back when ctx ends.
-type ListenFunc func(ctx context.Context, p *Pod, held *Listeners) (*Listeners, error)
-
-// StartFunc begins to serve a pod on its listeners, which become the Proxy's to close.
-type StartFunc func(p *Pod, l *Listeners) Proxy
-
-// Proxy is a pod being served.
-type Proxy interface {
-	// Replace accepts on l from now on, and closes the listeners of before.
-	Replace(l *Listeners)
-	// Drain stops accepting, waits for the connections to end, and cuts what is left when ctx ends.
-	Drain(ctx context.Context)
-	// Stop cuts every connection and returns when all are gone.
-	Stop()
-}
-
-// Observer is told how the table changes. Methods must not block.
-type Observer interface {
-	// Counts are the pods served and those that wait for a retry.
-	Counts(running, pending int)
-	// Started and Stopped are called once per pod served.
-	Started()
-	Stopped()
-}
-
 // Manager is the table of pods. Make one with all exported fields set; then [Client] feeds it.
 type Manager struct {
 	Sockets  *Sockets
@@ -235,31 +209,6 @@ func (m *Manager) Drain(ctx context.Context) {
 	}
 	m.mu.Unlock()
 	m.stopping.Wait()
-}
-
-// Pods lists the pods of the table.
-func (m *Manager) Pods() []Status {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var all []Status
-	for _, e := range m.pods {
-		all = append(all, Status{e.pod.Info, e.proxy != nil})
-	}
-	return all
-}
-
-// Status is a pod of the table and whether it is served.
-type Status struct {
-	Info
-	Running bool
-}
-
-// State is the reference's word.
-func (s Status) State() string {
-	if s.Running {
-		return "Up"
-	}
-	return "Pending"
 }
 
 func (m *Manager) countLocked() { m.Observer.Counts(m.countsLocked()) }

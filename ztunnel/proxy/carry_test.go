@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -105,65 +104,6 @@ func TestUncapturedServerIsReachedInClear(t *testing.T) {
 		t.Fatalf("got %+v, %v, want an answer that saw %s", answer, err, w.client.Addr4)
 	}
 	w.wantLine(`direction="outbound"`, `verdict="plaintext"`, `dst.workload="legacy"`)
-}
-
-// strict is what istiod makes of PeerAuthentication STRICT.
-func strict() *discovery.Policy {
-	return &discovery.Policy{Namespace: "istio-system", Name: "istio_converted_static_strict", Scope: discovery.PolicyWorkload, Action: discovery.Deny,
-		Groups: []discovery.Group{{Clauses: []discovery.Clause{{Matches: []discovery.Match{{NotPrincipals: []discovery.StringMatch{{Kind: discovery.MatchPresence}}}}}}}}}
-}
-
-// denyClient refuses the client by its identity.
-func denyClient() *discovery.Policy {
-	return &discovery.Policy{Namespace: "default", Name: "no-client", Scope: discovery.PolicyNamespace, Action: discovery.Deny,
-		Groups: []discovery.Group{{Clauses: []discovery.Clause{{Matches: []discovery.Match{{
-			Principals: []discovery.StringMatch{{Value: "cluster.local/ns/default/sa/client"}}}}}}}}}
-}
-
-func TestStrictRefusesPlaintextAndCutsWhatIsOpen(t *testing.T) {
-	w := newWorld(t)
-	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
-	open := w.open(w.legacy, echo.Addr)
-	mesh := w.open(w.client.Pod, echo.Addr)
-
-	w.store.Apply(discovery.Update{Policies: []*discovery.Policy{strict()}})
-	if err := testutil.Ping(open); err != nil {
-		t.Fatalf("a policy that nobody names yet: %v", err)
-	}
-	w.republish(w.server, func(c *discovery.Workload) { c.Policies = []string{"istio-system/istio_converted_static_strict"} })
-	wantReset(t, open)
-	w.wantLine(`verdict="refused-policy-change"`, `policy="istio-system/istio_converted_static_strict"`, "connection closed due to policy change")
-	if err := w.mustFail(w.legacy, echo.Addr); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("new plaintext connection: got %v, want a reset", err)
-	}
-	w.wantLine(`verdict="refused-policy"`, `policy="istio-system/istio_converted_static_strict"`, "connection closed due to policy rejection: explicitly denied by")
-	if err := testutil.Ping(mesh); err != nil {
-		t.Errorf("mTLS connection: %v", err)
-	}
-	if _, err := w.client.AskFrom(echo.Addr); err != nil {
-		t.Errorf("new mTLS connection: %v", err)
-	}
-}
-
-func TestDenyByIdentityRefusesAndCutsWhatIsOpen(t *testing.T) {
-	w := newWorld(t)
-	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
-	open := w.open(w.client.Pod, echo.Addr)
-	w.store.Apply(discovery.Update{Policies: []*discovery.Policy{denyClient()}})
-	wantReset(t, open)
-	w.wantLine(`direction="inbound"`, `verdict="refused-policy-change"`, `policy="default/no-client"`, "src.identity="+clientID)
-	if err := w.mustFail(w.client.Pod, echo.Addr); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("new connection: got %v, want a reset", err)
-	}
-	w.wantLine(`direction="inbound"`, `verdict="refused-policy"`, `policy="default/no-client"`, "src.identity="+clientID, "dst.identity="+serverID)
-	w.wantLine(`direction="outbound"`, `verdict="refused-by-peer"`, "401")
-	if got := w.proxy.metric("istio_tcp_connections_failed_total", `reporter="destination"`, `response_flags="DENY"`); got != 2 {
-		t.Errorf("failed with DENY: got %v, want 2", got)
-	}
-	w.store.Apply(discovery.Update{RemovePolicies: []string{"default/no-client"}})
-	if _, err := w.client.AskFrom(echo.Addr); err != nil {
-		t.Errorf("after the policy is gone: %v", err)
-	}
 }
 
 func TestNobodyListensReachesTheClientAsReset(t *testing.T) {
@@ -295,72 +235,6 @@ func TestBytesAreCountedWhileTheyFlow(t *testing.T) {
 			}
 			return nil
 		})
-	}
-}
-
-// open dials an Echo and leaves the connection open.
-func (w *world) open(from *testutil.Pod, to netip.AddrPort) net.Conn {
-	w.t.Helper()
-	conn := w.dial(from, to)
-	if _, err := testutil.Ask(conn); err != nil {
-		w.t.Fatal(err)
-	}
-	return conn
-}
-
-func (w *world) dial(from *testutil.Pod, to netip.AddrPort) net.Conn {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
-	defer cancel()
-	conn, err := from.Dial(ctx, "tcp", to.String())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(15 * time.Second))
-	return conn
-}
-
-// mustFail asks to and returns how that failed.
-func (w *world) mustFail(from *testutil.Pod, to netip.AddrPort) error {
-	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
-	defer cancel()
-	conn, err := from.Dial(ctx, "tcp", to.String())
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	n, err := conn.Read(make([]byte, 1))
-	if n > 0 || err == nil {
-		w.t.Errorf("%s answered %s", to, from.Name)
-	}
-	return err
-}
-
-func wantReset(t *testing.T, conn net.Conn) {
-	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("open connection: got %v, want a reset", err)
-	}
-}
-
-// republish sends a changed copy of a workload: records are immutable.
-func (w *world) republish(e *enrolled, edit func(*discovery.Workload)) {
-	c := *e.workload
-	c.Services = nil
-	edit(&c)
-	e.workload = &c
-	w.store.Apply(discovery.Update{Workloads: []*discovery.Workload{&c}})
-}
-
-// capture puts addresses into the kernel's set.
-func (w *world) capture(addrs ...netip.Addr) {
-	w.t.Helper()
-	if err := w.node.Destinations().Add(addrs...); err != nil {
-		w.t.Fatal(err)
 	}
 }
 

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"time"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/identity"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+	"github.com/sluice-mesh/sluice/ztunnel/proxy"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+// openDatapath waits until the agent has loaded the node's maps. With a foreign agent there are none.
+func (z *ztunnel) openDatapath(ctx context.Context) (*bpf.Node, error) {
+	if z.config.AgentSocket == "" {
+		return nil, inpod.CheckPrivileges()
+	}
+	z.ready.Pend(taskMaps)
+	for warned := false; ; warned = true {
+		node, err := bpf.OpenNode(z.config.PinRoot)
+		if err == nil {
+			z.ready.Done(taskMaps)
+			return node, nil
+		}
+		if !errors.Is(err, bpf.ErrNotLoaded) {
+			return nil, err
+		}
+		if !warned {
+			z.log.Warn("the agent has not loaded the datapath yet; waiting", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// servePods takes orders from the agent until ctx ends, beginning when the control plane has said what there is.
+func (z *ztunnel) servePods(ctx, life context.Context) error {
+	node, err := z.openDatapath(ctx)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	z.makeManager(life, node)
+	select {
+	case <-z.xds.Synced():
+	case <-ctx.Done():
+		return nil
+	}
+	z.ready.Done(taskState)
+	if node != nil {
+		z.orders.Go(func() { z.keepDestinations(ctx, node) })
+	}
+	client := &inpod.Client{Socket: z.config.ZDSSocket, Manager: z.pods, Log: z.pods.Log, Ready: z.podsReady}
+	return client.Run(ctx)
+}
+
+// makeManager makes the proxy and the table of pods it serves. node is nil with a foreign agent.
+func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
+	prepare, listen := inpod.SetMark, inpod.ListenInPod
+	if node != nil {
+		prepare = func(fd int) error { return node.TagSocket(fd, bpf.TagProxy) }
+		listen = inpod.AskAgent(nodeapi.Client{Socket: z.config.AgentSocket}, prepare)
+	}
+	carrier := proxy.New(life, proxy.Config{
+		Store:     z.store,
+		ServerTLS: func(id identity.Identity) *tls.Config { return identity.ServerTLS(z.certs, id) },
+		ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
+			return identity.ClientTLS(z.certs, id, expected)
+		},
+		Prefetch: z.certs.Prefetch, Forget: z.certs.Forget,
+		Metrics: z.metrics, Access: telemetry.NewAccessLog(z.log), Log: telemetry.Scope(z.log, "proxy"),
+		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
+	})
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.proxy = carrier
+	z.pods = &inpod.Manager{
+		Sockets: inpod.NewSockets(life, prepare), Listen: listen, Start: carrier.Serve,
+		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
+	}
+}
+
+func (z *ztunnel) keepDestinations(ctx context.Context, node *bpf.Node) {
+	d := destinations{
+		set: node.Destinations(), size: z.metrics.Destinations, log: telemetry.Scope(z.log, "datapath"),
+		want: func() discovery.CaptureSet { return z.store.CaptureSet(z.config.Network) },
+	}
+	d.run(ctx, z.store.Subscribe())
+}
+
+func (z *ztunnel) podsReady(ready bool) {
+	if ready {
+		z.ready.Done(taskPods)
+	} else {
+		z.ready.Pend(taskPods)
+	}
+}
+
+// podCounts shows the table of pods as metrics.
+type podCounts struct{ m *telemetry.Metrics }
+
+func (c podCounts) Counts(running, pending int) {
+	c.m.ActivePods.Set(float64(running))
+	c.m.PendingPods.Set(float64(pending))
+}
+func (c podCounts) Started() { c.m.PodsStarted.Inc() }
+func (c podCounts) Stopped() { c.m.PodsEnded.Inc() }

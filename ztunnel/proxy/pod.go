@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/sluice-mesh/sluice/ztunnel/hbone"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+)
+
+// podProxy is one pod being served.
+type podProxy struct {
+	*Proxy
+	info    inpod.Info
+	network network
+	log     *slog.Logger
+	pool    *hbone.Pool
+	server  *hbone.Server
+
+	// ctx ends, with the reason as its cause, when every connection is to be cut.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu        sync.Mutex
+	listeners *inpod.Listeners
+	draining  bool
+
+	accepting sync.WaitGroup // accept loops; only they add to carrying
+	carrying  sync.WaitGroup // connections
+}
+
+// Replace implements [inpod.Proxy].
+func (p *podProxy) Replace(l *inpod.Listeners) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining {
+		l.Close()
+		return
+	}
+	old := p.listeners
+	p.listeners = l
+	for _, ln := range l.Outbound {
+		p.accepting.Go(func() { p.acceptLoop(ln, p.outbound) })
+	}
+	for _, ln := range l.Inbound {
+		p.accepting.Go(func() { p.acceptLoop(ln, p.plaintext) })
+	}
+	for _, ln := range l.HBONE {
+		p.accepting.Go(func() { p.acceptLoop(ln, p.hbone) })
+	}
+	if old != nil {
+		old.Close()
+	}
+}
+
+// acceptLoop accepts until ln is closed. It outlives shortages: a process out of descriptors recovers when some close.
+func (p *podProxy) acceptLoop(ln *net.TCPListener, carry func(context.Context, *net.TCPConn)) {
+	for {
+		conn, err := ln.AcceptTCP()
+		if err != nil {
+			if isClosed(err) {
+				return
+			}
+			p.log.Error("cannot accept", "listener", ln.Addr().String(), "error", err)
+			select {
+			case <-time.After(50 * time.Millisecond):
+				continue
+			case <-p.ctx.Done():
+				return
+			}
+		}
+		p.carrying.Go(func() {
+			_ = conn.SetKeepAliveConfig(inpod.KeepAlive)
+			carry(p.ctx, conn)
+		})
+	}
+}
+
+// Drain implements [inpod.Proxy]. Peers are told to open no new streams; connections of the pod itself go on, on the
+// HBONE connections there are and on new ones.
+func (p *podProxy) Drain(ctx context.Context) {
+	p.stopAccepting()
+	stop := context.AfterFunc(ctx, func() { p.cancel(errForcedDrain) })
+	defer stop()
+	_ = p.server.Shutdown(ctx)
+	p.finish()
+}
+
+// Stop implements [inpod.Proxy].
+func (p *podProxy) Stop() {
+	p.cancel(errPodStopped)
+	p.stopAccepting()
+	p.finish()
+}
+
+// stopAccepting closes the listeners and waits for the accept loops. What was accepted is carried.
+func (p *podProxy) stopAccepting() {
+	p.mu.Lock()
+	l := p.listeners
+	p.draining = true
+	p.mu.Unlock()
+	if !l.Shared && p.ctx.Err() == nil {
+		// Closing the last copy resets what waits in the accept queue, so take that first.
+		for _, ln := range l.All() {
+			_ = ln.SetDeadline(time.Now().Add(10 * time.Millisecond))
+		}
+		p.accepting.Wait()
+	}
+	l.Close()
+	p.accepting.Wait()
+}
+
+func (p *podProxy) finish() {
+	p.carrying.Wait()
+	p.cancel(errPodStopped)
+	_ = p.pool.Close(p.ctx)
+}
