@@ -147,7 +147,7 @@ func waitConnected(t *testing.T, s *Server, n int) {
 		if time.Now().After(end) {
 			t.Fatalf("connected: got %d, want %d", s.Connected(), n)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // between two looks; the server tells nobody
 	}
 }
 

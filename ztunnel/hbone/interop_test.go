@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//lint:file-ignore SA1019 these tests want x/net's HTTP/2 as it is, without net/http around it
+
 package hbone
 
 import (
