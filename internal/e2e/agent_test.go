@@ -193,7 +193,7 @@ func wantCode(t *testing.T, err error, code uint, parts ...string) {
 	text := cni.Msg + " " + cni.Details
 	for _, part := range parts {
 		if !strings.Contains(text, part) {
-			t.Errorf("error %q does not say %q", text, part)
+			t.Errorf("%q does not say %q", text, part)
 		}
 	}
 	if cni.Code != code {
