@@ -5,6 +5,7 @@ package hbone
 import (
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -121,9 +122,11 @@ func (w *writer) sendQueue() {
 	w.unlock(nil)
 }
 
-// send has the queue sent, by the caller if nobody else is writing.
+// send has the queue sent, by the caller if nobody else is writing. It lets other goroutines that can run go first: what
+// they queue leaves with the same system call, and on an idle machine there are none.
 func (w *writer) send() {
 	if w.queued.Load() && w.lock.TryLock() {
+		runtime.Gosched()
 		w.unlock(nil)
 	}
 }
