@@ -142,6 +142,9 @@ func (p *podProxy) allowed(self *discovery.Workload, input policy.Input) error {
 		self = now
 	}
 	d := policy.Decide(input, p.Store.PoliciesFor(self))
+	for _, name := range d.DryRun {
+		p.log.Debug("policy matches, but is not enforced", "policy", name, "src.addr", input.SourceIP, "dst.addr", input.Dest)
+	}
 	if d.Allow {
 		return nil
 	}

@@ -36,7 +36,7 @@ func (ca testCA) Sign(_ context.Context, id identity.Identity, csr string) ([]st
 
 // logBuffer keeps what a proxy logs, and shows it when the test fails.
 type logBuffer struct {
-	t  *testing.T
+	t  testing.TB
 	mu sync.Mutex
 	b  bytes.Buffer
 }

@@ -28,7 +28,7 @@ import (
 //	server ──┼── node (forwards)     client and server are enrolled: attached, listeners in their slots, served
 //	legacy ──┘
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	host  *testutil.Node
 	node  *bpf.Node
 	ca    testCA
@@ -55,7 +55,7 @@ type enrolled struct {
 	served   inpod.Proxy
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	testutil.RequireRoot(t)
 	testutil.RequireKernel(t, "6.6", "tcx")
@@ -163,7 +163,7 @@ func (w *world) network(p *testProxy, e *enrolled) network {
 	return pod
 }
 
-func fileListener(t *testing.T, fd int) *net.TCPListener {
+func fileListener(t testing.TB, fd int) *net.TCPListener {
 	t.Helper()
 	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

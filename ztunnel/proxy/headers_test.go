@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"net/netip"
+	"regexp"
+	"testing"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+)
+
+func TestConnectHeaders(t *testing.T) {
+	src := pod("client", "10.0.0.1", func(w *discovery.Workload) {
+		w.CanonicalRevision = "v2"
+		w.Locality = discovery.Locality{Region: "r", Zone: "z"}
+		w.WorkloadType = 0
+	})
+	got := map[string]string{}
+	for _, h := range connectHeaders(netip.MustParseAddrPort("10.0.0.1:4711"), src, service("web", "", nil)) {
+		got[h.Name] = h.Value
+	}
+	for name, want := range map[string]string{
+		"baggage":     `^k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=client,service.name=client,service.version=v2,cloud.region=r,cloud.availability_zone=z$`,
+		"forwarded":   `^for="10.0.0.1:4711";host=web.default.svc.cluster.local$`,
+		"traceparent": `^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(got[name]) {
+			t.Errorf("%s: got %q, want %s", name, got[name], want)
+		}
+	}
+	if host := forwardedHost(got["forwarded"]); host != "web.default.svc.cluster.local" {
+		t.Errorf("host of %q: got %q", got["forwarded"], host)
+	}
+	for _, none := range []string{"", "for=x", `for="[::1]:80"`} {
+		if host := forwardedHost(none); host != "" {
+			t.Errorf("host of %q: got %q, want none", none, host)
+		}
+	}
+}
