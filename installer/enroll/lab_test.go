@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -321,6 +323,8 @@ type ztunnel struct {
 	pods   map[string]map[string]*net.TCPListener // uid -> slot
 	events []string
 	conns  []net.Conn
+	// pending are pods to be tried again; named are those of the snapshot so far, nil once it is complete.
+	pending, named map[string]bool
 }
 
 func (l *lab) ztunnel(name string, tune ...func(*ztunnel)) *ztunnel {
@@ -359,6 +363,9 @@ func (z *ztunnel) session(ctx context.Context) {
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	defer func() { _ = c.Close() }()
+	z.mu.Lock()
+	z.pending, z.named = map[string]bool{}, map[string]bool{}
+	z.mu.Unlock()
 	if c.Send(&zds.ZdsHello{Version: zds.Version_V1}) != nil {
 		return
 	}
@@ -389,11 +396,21 @@ func (z *ztunnel) handle(ctx context.Context, r *zds.WorkloadRequest) error {
 		if z.refuse != "" {
 			return errors.New(z.refuse)
 		}
-		return z.takeListeners(ctx, p.Add.Uid)
+		err := z.takeListeners(ctx, p.Add.Uid)
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		if z.named != nil {
+			z.named[p.Add.Uid] = true
+		}
+		if err != nil {
+			z.pending[p.Add.Uid] = true
+		}
+		return err
 	case *zds.WorkloadRequest_Del:
 		z.drop(p.Del.Uid)
 		z.note("del " + p.Del.Uid)
 	case *zds.WorkloadRequest_SnapshotSent:
+		z.dropUnnamed()
 		z.note("snapshot")
 	}
 	return nil
@@ -467,9 +484,40 @@ func (z *ztunnel) accept(ln net.Listener, slot string) {
 	}
 }
 
+// dropUnnamed stops what the snapshot does not have.
+func (z *ztunnel) dropUnnamed() {
+	z.mu.Lock()
+	var gone []string
+	for uid := range z.pods {
+		if !z.named[uid] {
+			gone = append(gone, uid)
+		}
+	}
+	z.named = nil
+	z.mu.Unlock()
+	for _, uid := range gone {
+		z.drop(uid)
+	}
+}
+
+// retry tries pods again that could not be served; the real one does so every 5 s.
+func (z *ztunnel) retry(ctx context.Context) {
+	z.mu.Lock()
+	pending := slices.Collect(maps.Keys(z.pending))
+	z.mu.Unlock()
+	for _, uid := range pending {
+		if z.takeListeners(ctx, uid) == nil {
+			z.mu.Lock()
+			delete(z.pending, uid)
+			z.mu.Unlock()
+		}
+	}
+}
+
 func (z *ztunnel) drop(uid string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	delete(z.pending, uid)
 	for _, ln := range z.pods[uid] {
 		_ = ln.Close()
 	}
