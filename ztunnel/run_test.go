@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -77,7 +78,7 @@ func start(t *testing.T, controlPlane bool, args ...string) *process {
 	p := &process{t: t, dir: t.TempDir(), exit: make(chan int, 1)}
 	p.admin, p.ready = address(t), address(t)
 	var err error
-	if p.agent, err = zds.Listen(filepath.Join(p.dir, "ztunnel.sock")); err != nil {
+	if p.agent, err = zds.Listen(filepath.Join(p.dir, "ztunnel.sock"), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.agent.Close() })

@@ -81,7 +81,7 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	ln, err := zds.Listen(cfg.Path)
+	ln, err := zds.Listen(cfg.Path, cfg.Logger)
 	if err != nil {
 		return nil, err
 	}

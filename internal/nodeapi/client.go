@@ -11,6 +11,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 // Client asks the agent. The zero value with Socket set is ready; it may be shared.
@@ -49,6 +51,9 @@ func (c Client) Do(ctx context.Context, req *Request, fds ...int) (*Response, []
 	return resp, got, nil
 }
 
+// errNotSent tells a question that could not be put from an answer that was none.
+var errNotSent = errors.New("send request")
+
 func (c Client) exchange(ctx context.Context, req *Request, fds []int) (*Response, []int, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", c.Socket)
@@ -61,7 +66,7 @@ func (c Client) exchange(ctx context.Context, req *Request, fds []int) (*Respons
 	defer context.AfterFunc(ctx, func() { _ = uc.SetDeadline(time.Unix(1, 0)) })()
 
 	if err := writeMessage(uc, req, fds); err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	var resp Response
 	got, err := readMessage(uc, &resp)
@@ -84,24 +89,17 @@ func (c Client) unreachable(err error) *UnreachableError {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		reason = "connection refused; the agent is not running"
 		if st, serr := os.Lstat(c.Socket); serr == nil && st.Mode().Type() != os.ModeSocket {
-			reason = "not a socket but a " + kindOf(st.Mode()) + "; remove it"
+			reason = "not a socket but a " + unixsock.Kind(st.Mode()) + "; remove it"
 		}
 	case errors.Is(err, syscall.EPROTOTYPE):
 		reason = "a socket of another kind; agentSocket names some other program's socket"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		reason = "no answer in time; the agent hangs or is overloaded"
+	case errors.Is(err, errNotSent):
+	case errors.Is(err, syscall.EAGAIN):
+		reason = "the queue is full; the agent hangs or is overloaded"
 	case errors.Is(err, ErrGarbage), errors.Is(err, ErrTooLong):
 		reason = "what answers there is not the agent: " + err.Error()
 	}
 	return &UnreachableError{Socket: c.Socket, Reason: reason, Err: err}
-}
-
-func kindOf(m fs.FileMode) string {
-	switch {
-	case m.IsDir():
-		return "directory"
-	case m.IsRegular():
-		return "file"
-	}
-	return m.Type().String()
 }

@@ -184,24 +184,36 @@ func (p *Pod) validate(alive bool) *Error {
 			return err
 		}
 	}
+	// Names end up in file names. They may be empty: not every sandbox is a Kubernetes pod.
+	for what, name := range map[string]string{"pod.namespace": p.Namespace, "pod.name": p.Name} {
+		if name == "" {
+			continue
+		}
+		if err := validateID(what, name); err != nil {
+			return err
+		}
+	}
 	if alive && !strings.HasPrefix(p.Netns, "/") {
 		return Errorf(CodeBadRequest, "pod.netns: %q is not an absolute path", p.Netns)
 	}
 	for _, i := range p.Interfaces {
-		if i.Name == "" || len(i.Name) > 15 || strings.ContainsAny(i.Name, "/ ") {
+		if i.Name == "" || i.Name == "." || i.Name == ".." || len(i.Name) > 15 || strings.ContainsAny(i.Name, "/ ") {
 			return Errorf(CodeBadRequest, "pod.interfaces: %q is not an interface name", i.Name)
 		}
 	}
 	return nil
 }
 
+// maxIDBytes has room for a pod's name, which may be 253 bytes long, and leaves some of a file name's 255 bytes.
+const maxIDBytes = 253
+
 // validateID keeps ids usable as file names: they come from a runtime, and end up in paths.
 func validateID(what, id string) *Error {
 	if id == "" {
 		return Errorf(CodeBadRequest, "%s is missing", what)
 	}
-	if len(id) > 128 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" || strings.Trim(id, ".") == "" {
-		return Errorf(CodeBadRequest, "%s: %q is not an id (letters, digits, '-', '_', '.', at most 128)", what, id)
+	if len(id) > maxIDBytes || strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" || strings.Trim(id, ".") == "" {
+		return Errorf(CodeBadRequest, "%s: %q is not an id (letters, digits, '-', '_', '.', at most %d)", what, id, maxIDBytes)
 	}
 	return nil
 }

@@ -110,6 +110,9 @@ func TestBadRequestsAreNamed(t *testing.T) {
 		"no container id":       {Request{Verb: VerbServe, Pod: &Pod{Netns: "/x"}}, "pod.containerID is missing"},
 		"id that leaves folder": {Request{Verb: VerbRelease, Pod: &Pod{ContainerID: "../../etc"}}, "is not an id"},
 		"id of dots":            {Request{Verb: VerbRelease, Pod: &Pod{ContainerID: ".."}}, "is not an id"},
+		"namespace with slash":  {Request{Verb: VerbRelease, Pod: &Pod{ContainerID: "c", Namespace: "x/../../y"}}, "pod.namespace"},
+		"name with slash":       {Request{Verb: VerbRelease, Pod: &Pod{ContainerID: "c", Name: "x/../../y"}}, "pod.name"},
+		"interface of dots":     {Request{Verb: VerbDecide, Pod: &Pod{ContainerID: "c", Netns: "/x", Interfaces: []Interface{{Name: ".."}}}}, "not an interface name"},
 		"relative netns":        {Request{Verb: VerbDecide, Pod: &Pod{ContainerID: "c", Netns: "x"}}, "not an absolute path"},
 		"interface with slash":  {Request{Verb: VerbDecide, Pod: &Pod{ContainerID: "c", Netns: "/x", Interfaces: []Interface{{Name: "a/b"}}}}, "not an interface name"},
 	} {
@@ -176,12 +179,21 @@ func TestUnreachableSaysWhatIsThere(t *testing.T) {
 	}
 }
 
+func TestOversizedRequestIsNotBlamedOnTheAgent(t *testing.T) {
+	c := serve(t, func(context.Context, *Request, []int) (Answer, *Error) { return Answer{}, nil })
+	req := &Request{Verb: VerbGC, Valid: make([]Attachment, MaxMessageBytes/20)}
+	_, _, err := c.Do(timeout(t, 5*time.Second), req)
+	if !errors.Is(err, ErrTooLong) || strings.Contains(err.Error(), "not the agent") {
+		t.Fatalf("got %v", err)
+	}
+}
+
 func TestListenRefusesToReplaceAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(path, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "is a file, not a socket") {
+	if _, err := Listen(path, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "there is a file already, not a socket") {
 		t.Fatalf("got %v", err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {

@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 const (
@@ -43,31 +43,17 @@ type Answer struct {
 type Server struct {
 	handler Handler
 	log     *slog.Logger
-	ln      *net.UnixListener
+	ln      *unixsock.Listener
 	slots   chan struct{}
 	wg      sync.WaitGroup
 }
 
-// Listen binds path, mode 0600, replacing a stale socket; anything else at path is an error that names it.
+// Listen binds path, mode 0600, for root and the agent's own user, replacing a stale socket; anything else at path is an
+// error that names it.
 func Listen(path string, h Handler, log *slog.Logger) (*Server, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen node api: %w", err)
-	}
-	if st, err := os.Lstat(path); err == nil {
-		if st.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("listen node api: %q is a %s, not a socket; remove it", path, kindOf(st.Mode()))
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("listen node api: %w", err)
-		}
-	}
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	ln, err := unixsock.Listen("unixpacket", path, log)
 	if err != nil {
-		return nil, fmt.Errorf("listen node api: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = ln.Close()
-		return nil, fmt.Errorf("listen node api: %w", err)
+		return nil, fmt.Errorf("node api: %w", err)
 	}
 	return &Server{handler: h, log: log, ln: ln, slots: make(chan struct{}, maxCalls)}, nil
 }
@@ -108,10 +94,6 @@ func (s *Server) Serve(ctx context.Context) error {
 // call serves one connection: one question, one answer.
 func (s *Server) call(ctx context.Context, c *net.UnixConn) {
 	defer func() { _ = c.Close() }()
-	if err := checkPeer(c); err != nil {
-		s.reply(c, Answer{}, Errorf(CodeBadRequest, "%w", err))
-		return
-	}
 	_ = c.SetReadDeadline(time.Now().Add(requestTimeout))
 	var req Request
 	fds, err := readMessage(c, &req)
@@ -137,25 +119,4 @@ func (s *Server) reply(c *net.UnixConn, a Answer, refusal *Error) {
 	if err := writeMessage(c, &a.Response, a.FDs); err != nil && !errors.Is(err, unix.EPIPE) {
 		s.log.Warn("answer node api", "err", err)
 	}
-}
-
-// checkPeer lets in root and the agent's own user. The socket's mode says the same; this also holds when a volume was
-// mounted where the mode does not count.
-func checkPeer(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return err
-	}
-	if cerr != nil {
-		return fmt.Errorf("read peer credentials: %w", cerr)
-	}
-	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("uid %d may not use the node API", cred.Uid)
-	}
-	return nil
 }

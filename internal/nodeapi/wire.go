@@ -10,7 +10,7 @@ import (
 	"io"
 	"net"
 
-	"golang.org/x/sys/unix"
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 var (
@@ -29,40 +29,27 @@ func writeMessage(c *net.UnixConn, v any, fds []int) error {
 	if len(b) > MaxMessageBytes || len(fds) > MaxFDs {
 		return fmt.Errorf("%d bytes, %d descriptors: %w", len(b), len(fds), ErrTooLong)
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
-	_, _, err = c.WriteMsgUnix(b, oob, nil)
-	return err
+	return unixsock.WritePacket(c, b, fds)
 }
 
 // readMessage reads one packet into v. The descriptors that came with it are close-on-exec and the caller's; on error
 // they are closed.
-func readMessage(c *net.UnixConn, v any) (fds []int, err error) {
-	buf := make([]byte, MaxMessageBytes+1)
-	oob := make([]byte, unix.CmsgSpace(MaxFDs*4))
-	n, oobn, flags, _, err := c.ReadMsgUnix(buf, oob)
-	if err != nil {
+func readMessage(c *net.UnixConn, v any) ([]int, error) {
+	buf := make([]byte, MaxMessageBytes)
+	n, fds, err := unixsock.ReadPacket(c, buf, MaxFDs)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, io.ErrUnexpectedEOF
+	case errors.Is(err, unixsock.ErrTruncated):
+		return nil, ErrTooLong
+	case err != nil:
 		return nil, err
 	}
-	fds, err = parseRights(oob[:oobn])
-	defer func() {
-		if err != nil {
-			CloseFDs(fds)
-			fds = nil
-		}
-	}()
-	if err != nil {
-		return fds, err
+	if err := decode(buf[:n], v); err != nil {
+		CloseFDs(fds)
+		return nil, err
 	}
-	if n == 0 {
-		return fds, io.ErrUnexpectedEOF
-	}
-	if n > MaxMessageBytes || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return fds, ErrTooLong
-	}
-	return fds, decode(buf[:n], v)
+	return fds, nil
 }
 
 // decode accepts exactly one JSON value. Unknown keys are left to newer releases.
@@ -77,26 +64,5 @@ func decode(b []byte, v any) error {
 	return nil
 }
 
-func parseRights(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("parse control message: %w", err)
-	}
-	var fds []int
-	for i := range msgs {
-		if got, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			fds = append(fds, got...)
-		}
-	}
-	return fds, nil
-}
-
 // CloseFDs closes descriptors that nobody wants.
-func CloseFDs(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}
+func CloseFDs(fds []int) { unixsock.CloseFDs(fds) }

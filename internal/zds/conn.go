@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 // MaxMessageBytes is the largest message either side may send.
@@ -30,36 +30,20 @@ var (
 	ErrMalformed = errors.New("malformed message")
 )
 
-// Listener is the agent's end: it accepts ztunnels.
+// Listener is the agent's end: it accepts ztunnels that run as root or as the agent's own user.
 type Listener struct {
-	ln   *net.UnixListener
-	path string
+	ln *unixsock.Listener
 }
 
 // Listen binds path, mode 0600, replacing a stale socket that an earlier process left there.
 //
-// It refuses to replace anything that is not a socket. Close removes the path.
-func Listen(path string) (*Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen zds: %w", err)
-	}
-	if st, err := os.Lstat(path); err == nil {
-		if st.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("listen zds: %q exists and is not a socket; remove it", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("listen zds: %w", err)
-		}
-	}
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+// It refuses to replace anything that is not a socket, and a socket that somebody listens on. Close removes the path.
+func Listen(path string, log *slog.Logger) (*Listener, error) {
+	ln, err := unixsock.Listen("unixpacket", path, log)
 	if err != nil {
-		return nil, fmt.Errorf("listen zds: %w", err)
+		return nil, fmt.Errorf("zds: %w", err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = ln.Close()
-		return nil, fmt.Errorf("listen zds: %w", err)
-	}
-	return &Listener{ln, path}, nil
+	return &Listener{ln}, nil
 }
 
 // Accept waits for the next ztunnel. After Close it returns an error wrapping net.ErrClosed.
@@ -103,11 +87,7 @@ func (c *Conn) SendRaw(b []byte, fds ...int) error {
 	if len(b) > MaxMessageBytes {
 		return fmt.Errorf("send zds: %d bytes: %w", len(b), ErrTooLong)
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
-	if _, _, err := c.c.WriteMsgUnix(b, oob, nil); err != nil {
+	if err := unixsock.WritePacket(c.c, b, fds); err != nil {
 		return fmt.Errorf("send zds: %w", err)
 	}
 	return nil
@@ -118,62 +98,25 @@ func (c *Conn) SendRaw(b []byte, fds ...int) error {
 // Errors: io.EOF when the peer closed; wrapping [ErrTooLong] when data or descriptors were truncated; wrapping
 // [ErrMalformed] when the packet is no m. On any error all descriptors of the packet have been closed.
 func (c *Conn) Receive(m proto.Message) ([]int, error) {
-	buf := make([]byte, MaxMessageBytes+1)
-	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
-	n, oobn, flags, _, err := c.c.ReadMsgUnix(buf, oob)
-	if err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil, io.EOF
-		}
+	buf := make([]byte, MaxMessageBytes)
+	n, fds, err := unixsock.ReadPacket(c.c, buf, maxFDs)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, io.EOF
+	case errors.Is(err, unixsock.ErrTruncated):
+		return nil, fmt.Errorf("receive zds: over %d bytes or %d descriptors: %w", MaxMessageBytes, maxFDs, ErrTooLong)
+	case err != nil:
 		return nil, fmt.Errorf("receive zds: %w", err)
 	}
-	if n == 0 && oobn == 0 {
-		return nil, io.EOF // A SEQPACKET peer that closed; the protocol has no empty packet.
-	}
-	fds, err := parseRights(oob[:oobn])
-	switch {
-	case err != nil:
-		err = fmt.Errorf("receive zds: %w", err)
-	case n > MaxMessageBytes || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
-		err = fmt.Errorf("receive zds: over %d bytes or %d descriptors: %w", MaxMessageBytes, maxFDs, ErrTooLong)
-	default:
-		if perr := proto.Unmarshal(buf[:n], m); perr != nil {
-			err = fmt.Errorf("receive zds: %w: %v", ErrMalformed, perr)
-		}
-	}
-	if err != nil {
+	if err := proto.Unmarshal(buf[:n], m); err != nil {
 		CloseFDs(fds)
-		return nil, err
-	}
-	return fds, nil
-}
-
-func parseRights(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("parse control message: %w", err)
-	}
-	var fds []int
-	for i := range msgs {
-		if got, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			fds = append(fds, got...)
-		}
-	}
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
+		return nil, fmt.Errorf("receive zds: %w: %v", ErrMalformed, err)
 	}
 	return fds, nil
 }
 
 // CloseFDs closes descriptors that nobody wants.
-func CloseFDs(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}
+func CloseFDs(fds []int) { unixsock.CloseFDs(fds) }
 
 // SetDeadline bounds the sends and receives that follow; the zero time means no bound.
 func (c *Conn) SetDeadline(t time.Time) error { return c.c.SetDeadline(t) }
