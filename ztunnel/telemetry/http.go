@@ -96,13 +96,27 @@ func (a *Admin) logging(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "current log level is %s\n", a.Levels)
 }
 
-// Serve answers on l until ctx ends, then returns nil. It closes l.
+// lastAnswers is how long requests in progress may take when Serve is to end.
+const lastAnswers = time.Second
+
+// Serve answers on l until ctx ends, lets requests in progress have their answers, and returns nil. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		limit, cancel := context.WithTimeout(context.Background(), lastAnswers)
+		defer cancel()
+		if server.Shutdown(limit) != nil {
+			_ = server.Close()
+		}
+	})
+	err := server.Serve(l)
+	if !stop() {
+		<-ended
 	}
-	return nil
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
 }
