@@ -2,13 +2,20 @@
 
 package hbone
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
+
+// stallTime is how long a connection's window must be used up before new streams avoid the connection.
+const stallTime = time.Second
 
 // sendWindow is the connection's window for sending (RFC 9113, section 6.9). Streams wait here when it is empty.
 type sendWindow struct {
 	mu      sync.Mutex
 	cond    sync.Cond
 	n       int64
+	empty   time.Time // since when n is 0 or less, if it is
 	waiters int
 }
 
@@ -31,6 +38,9 @@ func (w *sendWindow) take(n int, stop func() bool) int {
 	}
 	n = min(n, int(w.n))
 	w.n -= int64(n)
+	if w.n == 0 {
+		w.empty = time.Now()
+	}
 	return n
 }
 
@@ -53,8 +63,16 @@ func (w *sendWindow) add(n int) bool {
 		return false
 	}
 	w.n += int64(n)
+	w.empty = time.Time{}
 	w.wakeLocked()
 	return true
+}
+
+// stalled reports whether there has been no window for a while.
+func (w *sendWindow) stalled() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.empty.IsZero() && time.Since(w.empty) > stallTime
 }
 
 // wake makes waiters look at their stop again.

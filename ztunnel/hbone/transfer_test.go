@@ -334,3 +334,83 @@ func TestDeadlines(t *testing.T) {
 		t.Error("read after Close succeeds")
 	}
 }
+
+// TestStalledStreamsDoNotStallNewOnes: four streams that nobody reads use up the connection's window. The next request
+// goes to another connection.
+func TestStalledStreamsDoNotStallNewOnes(t *testing.T) {
+	for _, direction := range []string{"up", "down"} {
+		t.Run(direction, func(t *testing.T) {
+			e := newEnv(t, func(ctx context.Context, r *ServerStream) {
+				switch r.Header("mode") {
+				case "up":
+					if _, err := r.Accept(nil); err == nil {
+						<-ctx.Done()
+					}
+				case "down":
+					if s, err := r.Accept(nil); err == nil {
+						_, _ = s.ReadFrom(source64(2*ourStreamWindow, 1))
+					}
+				default:
+					echo(ctx, r)
+				}
+			})
+			var first *conn
+			for range ourConnWindow / ourStreamWindow {
+				s, _, err := e.connect(t.Context(), Header{"mode", direction})
+				must(t, err)
+				defer s.Close()
+				first = s.c
+				if direction == "up" {
+					go func() { _, _ = s.ReadFrom(source64(2*ourStreamWindow, 1)) }()
+				}
+			}
+			eventually(t, first.stalled)
+			s := e.mustConnect(t)
+			echoesBack(t, s, 1<<20)
+			if s.c == first {
+				t.Error("the stream is on the stalled connection")
+			}
+		})
+	}
+}
+
+// TestStreamCarriesAnotherConnection is double HBONE: TLS and HTTP/2 inside a stream.
+func TestStreamCarriesAnotherConnection(t *testing.T) {
+	ca := newCA(t)
+	inner := &Server{TLS: ca.server(t), Handler: echo}
+	e := newEnv(t, func(ctx context.Context, r *ServerStream) {
+		if s, err := r.Accept(nil); err == nil {
+			_ = inner.ServeConn(ctx, s)
+		}
+	})
+	through := func(ctx context.Context) (net.Conn, error) {
+		s, _, err := e.connect(ctx)
+		return s, err
+	}
+	pool := NewPool(PoolConfig{})
+	s, _, err := pool.Connect(t.Context(), Key{Source: "inner"}, through, ca.client(t), ConnectRequest{Authority: "svc.demo:80"})
+	must(t, err)
+	echoesBack(t, s, 8<<20)
+	must(t, pool.Close(t.Context()))
+}
+
+// TestGatheredDataIsHandedOverBeforeWaiting: what looked like more data may be a key update.
+func TestGatheredDataIsHandedOverBeforeWaiting(t *testing.T) {
+	window := recvWindow{size: 1 << 20, credit: 1 << 20}
+	c := &conn{recv: window}
+	s := &Stream{c: c, recv: window, remoteEnd: true}
+	s.rcond.L, s.wcond.L = &s.mu, &s.mu
+	r := &reader{c: c, gather: newBlock(pageBlock), gatherFor: s}
+	r.gather.append([]byte("before "))
+	r.settle()
+	if s.head == nil || string(s.head.data()) != "before " {
+		t.Fatal("gathered data was not handed over")
+	}
+	r.settle() // nothing new: nothing handed over twice
+	r.gather.append([]byte("after"))
+	r.commit()
+	got, err := io.ReadAll(s)
+	if err != nil || string(got) != "before after" {
+		t.Errorf("got %q, %v, want \"before after\"", got, err)
+	}
+}
