@@ -97,14 +97,26 @@ func lock() (unlock func(), err error) {
 
 // upToTry brings the demo up, unless it is, and says what can be done with it.
 func (s *scene) upToTry() error {
-	if s.IsUp() {
+	switch _, err := os.Stat(s.upMark()); {
+	case err == nil:
 		fmt.Fprintln(s.out, "the demo is already up (make demo-down removes it)")
-	} else if err := s.up(); err != nil {
-		return s.failed(err)
+	case s.IsUp():
+		fmt.Fprintln(s.out, "removing a demo that did not come up")
+		if err := s.Down(); err != nil {
+			return fmt.Errorf("down: %w", err)
+		}
+		fallthrough
+	default:
+		if err := s.up(); err != nil {
+			return s.failed(err)
+		}
 	}
 	fmt.Fprint(s.out, s.hints())
 	return nil
 }
+
+// upMark is the file that says that the demo came up as a whole.
+func (s *scene) upMark() string { return filepath.Join(s.Dir, "up") }
 
 func (s *scene) takeDown() error {
 	if !s.IsUp() {

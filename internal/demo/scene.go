@@ -65,7 +65,7 @@ func (s *scene) up() error {
 		return err
 	}
 	s.say("up after %.1f s", time.Since(began).Seconds())
-	return nil
+	return os.WriteFile(s.upMark(), nil, 0o644)
 }
 
 func (s *scene) say(format string, args ...any) { fmt.Fprintf(s.out, "demo: "+format+"\n", args...) }
