@@ -225,20 +225,14 @@ func TestRunningPodFollowsItsNamespacesLabel(t *testing.T) {
 	l.enrolNamespace("later", false)
 	z.waitEvent("del uid-p")
 	l.eventually(func() error {
-		if s.attached() || s.published() {
-			return errors.New("still attached or published")
+		if st := s.status(); st.Phase != "known" || st.Problem != "" || s.attached() || s.published() {
+			return fmt.Errorf("status: %+v, attached %v, published %v", st, s.attached(), s.published())
 		}
 		return nil
 	})
 	if a, err := s.AskFrom(addr); err != nil || a.Name != "echo" {
 		t.Errorf("after un-enrolment: got %+v, %v, want the server itself", a, err)
 	}
-	l.eventually(func() error {
-		if st := s.status(); st.Phase != "known" || st.Problem != "" {
-			return fmt.Errorf("status: %+v", st)
-		}
-		return nil
-	})
 }
 
 func TestRunningPodWaitsForAZtunnel(t *testing.T) {

@@ -488,7 +488,7 @@ func TestListenRefusesWhatIsNoSocket(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(Config{Path: path}); err == nil || !strings.Contains(err.Error(), "is not a socket") {
+	if _, err := Listen(Config{Path: path}); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("Listen: got %v", err)
 	}
 }
