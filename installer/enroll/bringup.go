@@ -4,19 +4,12 @@ package enroll
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
-	"github.com/sluice-mesh/sluice/installer/ztunnels"
-	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
 // undo is what has to be done, last first, if the next step fails.
@@ -128,115 +121,4 @@ func (e *Enroller) retractInside(p *pod) {
 	if e.current[p.sandbox.UID] == p {
 		delete(e.current, p.sandbox.UID)
 	}
-}
-
-// tearDown takes the pod out of the mesh, in reverse order of bringUp; the caller holds its workload's lock. It goes on
-// past errors. With detach the pod's later connections leave in clear, as those of any pod outside the mesh; without,
-// they are refused until whoever asked takes the programs off.
-func (e *Enroller) tearDown(ctx context.Context, p *pod, detach bool) error {
-	var errs []error
-	if !e.isReplaced(p) {
-		errs = append(errs, controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, p.sandbox.Namespace, p.sandbox.Name))
-	}
-	e.mu.Lock()
-	in, isCurrent := p.inside, e.current[p.sandbox.UID] == p
-	e.mu.Unlock()
-	if isCurrent {
-		ctx, cancel := context.WithTimeout(ctx, e.cfg.ServeTimeout)
-		errs = append(errs, e.cfg.Ztunnels.Remove(ctx, p.sandbox.UID))
-		cancel()
-	}
-	if detach {
-		errs = append(errs, e.cfg.Node.DetachPod(pinID(p.id())))
-	}
-	e.retractInside(p)
-	if in != nil {
-		in.close()
-	}
-	return errors.Join(errs...)
-}
-
-// isReplaced reports whether a newer sandbox of the same pod name owns the workload file now.
-func (e *Enroller) isReplaced(p *pod) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, other := range e.pods {
-		if other != p && other.workload() == p.workload() && other.inMeshLocked() {
-			return true
-		}
-	}
-	return false
-}
-
-// forget tears the pod down and drops it from memory and disk.
-func (e *Enroller) forget(ctx context.Context, p *pod, detach bool) error {
-	p.end()
-	err := e.tearDown(ctx, p, detach)
-	e.mu.Lock()
-	if e.pods[p.id()] == p {
-		delete(e.pods, p.id())
-	}
-	e.mu.Unlock()
-	return errors.Join(err, e.deleteRecord(p.id()))
-}
-
-func (e *Enroller) removeFromZtunnels(p *pod) {
-	ctx, cancel := context.WithTimeout(context.Background(), e.cfg.ServeTimeout)
-	defer cancel()
-	if err := e.cfg.Ztunnels.Remove(ctx, p.sandbox.UID); err != nil {
-		e.podLog(p).Warn("undo", "err", err)
-	}
-}
-
-func podConfig(p *pod, captureAll bool) bpf.PodConfig {
-	c := bpf.PodConfig{
-		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
-		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns, CaptureAll: captureAll,
-	}
-	for _, i := range p.sandbox.Interfaces {
-		if i.Name == "lo" {
-			continue
-		}
-		c.Interfaces = append(c.Interfaces, i.Name)
-		if i.HostIfindex != 0 {
-			c.HostIfindexes = append(c.HostIfindexes, i.HostIfindex)
-		}
-	}
-	return c
-}
-
-func ztunnelPod(p *pod, ns *netns.NS, account string) ztunnels.Pod {
-	return ztunnels.Pod{
-		UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ServiceAccount: account, Netns: ns,
-	}
-}
-
-const defaultServiceAccount = "default"
-
-func serviceAccount(s *controlplane.Snapshot, p *pod) string {
-	m := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]
-	if m == nil || m.Spec.ServiceAccountName == "" {
-		return defaultServiceAccount
-	}
-	return m.Spec.ServiceAccountName
-}
-
-// manifest is the pod as the control planes are to publish it.
-func (e *Enroller) manifest(p *pod) *corev1.Pod {
-	s := e.cfg.Catalog.Snapshot()
-	m := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, UID: types.UID(p.sandbox.UID),
-	}}
-	if user := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]; user != nil {
-		m.Labels = user.Labels
-	}
-	m.Spec.NodeName, m.Spec.ServiceAccountName = e.cfg.NodeName, serviceAccount(s, p)
-	m.Status.Phase = corev1.PodRunning
-	for _, a := range p.sandbox.Addresses() {
-		m.Status.PodIPs = append(m.Status.PodIPs, corev1.PodIP{IP: a.String()})
-	}
-	if len(m.Status.PodIPs) > 0 {
-		m.Status.PodIP = m.Status.PodIPs[0].IP
-	}
-	return m
 }

@@ -7,11 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
-	"github.com/sluice-mesh/sluice/bpf"
-	"github.com/sluice-mesh/sluice/installer/listeners"
 	"github.com/sluice-mesh/sluice/installer/ztunnels"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
@@ -41,88 +37,6 @@ func (e *Enroller) Handle(ctx context.Context, req *nodeapi.Request, fds []int) 
 		refusal = nodeapi.Errorf(nodeapi.CodeBadRequest, "verb %q is not for this agent", req.Verb)
 	}
 	return answer, refusal
-}
-
-// decide says whether the pod is enrolled, and remembers it either way: its label may change while it runs. A dry run
-// remembers nothing: CHECK asks about pods whose ADD is long past.
-func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, *nodeapi.Error) {
-	if sandbox.UID == "" {
-		sandbox.UID = sandbox.ContainerID
-	}
-	defer e.workloads.lock(sandbox.Namespace + "/" + sandbox.Name)()
-	enrolled, reason := e.cfg.Catalog.Snapshot().Enrolled(sandbox.Namespace, sandbox.Name)
-	if enrolled && len(sandbox.Addresses()) == 0 {
-		enrolled, reason = false, "pod has no address"
-	}
-	at, err := namespaceAt(sandbox.Netns)
-	if err != nil {
-		if enrolled {
-			return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w (the agent must see the runtime's namespace folder)", err)
-		}
-		return &nodeapi.Decision{Reason: reason}, nil
-	}
-	if dryRun {
-		return &nodeapi.Decision{Enrolled: enrolled, Reason: reason, PinID: pinID(sandbox.ContainerID), CaptureAll: e.cfg.CaptureAll}, nil
-	}
-	p, err := e.meet(sandbox, at, enrolled)
-	if err != nil {
-		return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w", err)
-	}
-	e.podLog(p).Info("pod decided", "enrolled", enrolled, "reason", reason, "netns", sandbox.Netns)
-	d := &nodeapi.Decision{Enrolled: enrolled, Reason: reason}
-	if enrolled {
-		d.PinID, d.CaptureAll = pinID(p.id()), e.cfg.CaptureAll
-	}
-	return d, nil
-}
-
-// meet records a sandbox. One with the same container id but another namespace is a stranger whose DEL never came.
-func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod, error) {
-	if old := e.get(sandbox.ContainerID); old != nil {
-		if old.netns == at && e.phaseOf(old) == served {
-			return old, nil
-		}
-		if old.netns == at {
-			sandbox = withInterfacesOf(sandbox, old.sandbox)
-		}
-		if err := e.forget(context.Background(), old, old.netns != at); err != nil {
-			return nil, err
-		}
-	}
-	p := newPod(sandbox, at)
-	if enrolled {
-		p.phase = admitted
-	}
-	if err := e.saveRecord(p); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.pods[p.id()] = p
-	return p, nil
-}
-
-// withInterfacesOf is a sandbox that ADD is called for again, or for a second network (Multus): interfaces add up, and
-// the pod stays the first network's.
-func withInterfacesOf(sandbox, old nodeapi.Pod) nodeapi.Pod {
-	all := slices.Clone(old.Interfaces)
-	for _, i := range sandbox.Interfaces {
-		same := func(o nodeapi.Interface) bool { return o.Name == i.Name }
-		if n := slices.IndexFunc(all, same); n >= 0 {
-			all[n] = i
-		} else {
-			all = append(all, i)
-		}
-	}
-	sandbox.Interfaces, sandbox.Network = all, old.Network
-	return sandbox
-}
-
-func newPod(sandbox nodeapi.Pod, at namespace) *pod {
-	return &pod{
-		sandbox: sandbox, netns: at, ended: make(chan struct{}),
-		phase: known, since: time.Now(),
-	}
 }
 
 // serve brings up a pod that the plugin has attached.
@@ -189,69 +103,4 @@ func (e *Enroller) gc(ctx context.Context, network string, valid []nodeapi.Attac
 		}
 	}
 	return nil
-}
-
-// listeners hands over the pod's sockets. The caller's own, if it offers some, are taken back into custody first: after
-// a restart of the agent ztunnel's copies are the only ones.
-func (e *Enroller) listeners(req *nodeapi.Request, fds []int) (nodeapi.Answer, *nodeapi.Error) {
-	e.mu.Lock()
-	p := e.current[req.Pod.UID]
-	var in *inside
-	if p != nil {
-		in = p.inside
-	}
-	e.mu.Unlock()
-	if in == nil {
-		return nodeapi.Answer{}, nodeapi.Errorf(nodeapi.CodeNotFound, "listeners: no pod with uid %s is served", req.Pod.UID)
-	}
-	offered, err := offeredSlots(req.Slots, fds)
-	if err != nil {
-		return nodeapi.Answer{}, nodeapi.Errorf(nodeapi.CodeBadRequest, "listeners: %w", err)
-	}
-	slots, own, err := e.handOver(p, in, offered)
-	if err != nil {
-		e.podLog(p).Warn("listeners not handed over", "err", err)
-		return nodeapi.Answer{}, nodeapi.Errorf(nodeapi.CodeInternal, "listeners: %w", err)
-	}
-	answer := nodeapi.Answer{FDs: own, CloseAfter: true}
-	for _, s := range slots {
-		answer.Slots = append(answer.Slots, s.String())
-	}
-	return answer, nil
-}
-
-func (e *Enroller) handOver(p *pod, in *inside, offered map[bpf.Slot]int) ([]bpf.Slot, []int, error) {
-	attached, err := e.cfg.Node.Pod(pinID(p.id()))
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = attached.Close() }()
-	if adopted := in.set.Adopt(attached, offered); len(adopted) > 0 {
-		e.podLog(p).Info("listeners adopted from ztunnel", "slots", adopted)
-	}
-	// Whatever is held by nobody, or by a ztunnel that is not the one asking, is made anew.
-	if err := in.set.Open(in.ns, e.tagProxy); err != nil {
-		return nil, nil, err
-	}
-	if err := in.set.Install(attached); err != nil {
-		return nil, nil, err
-	}
-	return in.set.Duplicate()
-}
-
-func (e *Enroller) tagProxy(fd int) error { return e.cfg.Node.TagSocket(fd, bpf.TagProxy) }
-
-func offeredSlots(names []string, fds []int) (map[bpf.Slot]int, error) {
-	if len(names) != len(fds) {
-		return nil, fmt.Errorf("%d slots for %d descriptors", len(names), len(fds))
-	}
-	offered := make(map[bpf.Slot]int, len(names))
-	for i, name := range names {
-		for _, s := range listeners.Names() {
-			if s.String() == name {
-				offered[s] = fds[i]
-			}
-		}
-	}
-	return offered, nil
 }

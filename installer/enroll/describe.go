@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enroll
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/installer/ztunnels"
+	"github.com/sluice-mesh/sluice/internal/netns"
+)
+
+func podConfig(p *pod, captureAll bool) bpf.PodConfig {
+	c := bpf.PodConfig{
+		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
+		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns, CaptureAll: captureAll,
+	}
+	for _, i := range p.sandbox.Interfaces {
+		if i.Name == "lo" {
+			continue
+		}
+		c.Interfaces = append(c.Interfaces, i.Name)
+		if i.HostIfindex != 0 {
+			c.HostIfindexes = append(c.HostIfindexes, i.HostIfindex)
+		}
+	}
+	return c
+}
+
+func ztunnelPod(p *pod, ns *netns.NS, account string) ztunnels.Pod {
+	return ztunnels.Pod{
+		UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ServiceAccount: account, Netns: ns,
+	}
+}
+
+const defaultServiceAccount = "default"
+
+func serviceAccount(s *controlplane.Snapshot, p *pod) string {
+	m := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]
+	if m == nil || m.Spec.ServiceAccountName == "" {
+		return defaultServiceAccount
+	}
+	return m.Spec.ServiceAccountName
+}
+
+// manifest is the pod as the control planes are to publish it.
+func (e *Enroller) manifest(p *pod) *corev1.Pod {
+	s := e.cfg.Catalog.Snapshot()
+	m := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, UID: types.UID(p.sandbox.UID),
+	}}
+	if user := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]; user != nil {
+		m.Labels = user.Labels
+	}
+	m.Spec.NodeName, m.Spec.ServiceAccountName = e.cfg.NodeName, serviceAccount(s, p)
+	m.Status.Phase = corev1.PodRunning
+	for _, a := range p.sandbox.Addresses() {
+		m.Status.PodIPs = append(m.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	if len(m.Status.PodIPs) > 0 {
+		m.Status.PodIP = m.Status.PodIPs[0].IP
+	}
+	return m
+}
