@@ -120,6 +120,9 @@ type Decision struct {
 	Reason string `json:"reason,omitempty"`
 	// PinID is the name of the pod's folder of pins. Set when enrolled.
 	PinID string `json:"pinID,omitempty"`
+	// Interfaces is what to attach to: every interface that is known of the sandbox, from this ADD and from the ADDs of
+	// other networks. Set when enrolled; empty from an agent that predates the field, then the ADD's own.
+	Interfaces []Interface `json:"interfaces,omitempty"`
 	// CaptureAll captures every TCP connection, also to addresses outside the mesh.
 	CaptureAll bool `json:"captureAll,omitempty"`
 }
