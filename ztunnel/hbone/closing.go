@@ -37,6 +37,9 @@ func (c *conn) fail(err error) {
 func (c *conn) kill(err error) {
 	c.fail(err)
 	_ = c.wire.Conn.SetWriteDeadline(time.Now())
+	if c.abort != nil {
+		c.abort(err)
+	}
 }
 
 // end tells the peer, fails every stream and closes. It is called once, by the read loop.

@@ -3,6 +3,7 @@
 package hbone
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -21,6 +22,8 @@ type connConfig struct {
 
 	// handle serves a new stream of the peer, in its own goroutine.
 	handle func(*Stream, *headerBlock)
+	// abort ends the contexts of all handlers.
+	abort context.CancelCauseFunc
 	// ended is called without locks after a stream of this end left the connection.
 	ended func()
 }
@@ -157,9 +160,6 @@ func (c *conn) forget(s *Stream) {
 
 func (c *conn) streamEnded(s *Stream) {
 	c.stats.streams.Add(-1)
-	if s.cancel != nil {
-		s.cancel()
-	}
 	if c.ended != nil {
 		c.ended()
 	}

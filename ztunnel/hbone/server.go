@@ -28,7 +28,8 @@ type Server struct {
 	TLS *tls.Config
 	// Handler serves one CONNECT, in a goroutine of its own. It calls Accept or Reject once; returning without is an
 	// answer of 503. The stream is closed when Handler returns, so Handler stays until the copying is over. ctx ends when
-	// the stream does, or the connection, or the ctx given to ServeConn.
+	// the request is withdrawn before its answer, when the client or the engine resets the stream with an error, and
+	// when the connection is lost under it; not when the stream ends cleanly, because data may still have to be passed on.
 	Handler func(ctx context.Context, s *ServerStream)
 
 	// HandshakeTimeout bounds the TLS handshake. Zero means 10 s.
@@ -72,6 +73,9 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.abort = cancel
 	if !s.add(c) {
 		c.turnAway()
 		err = ErrServerClosed
@@ -82,14 +86,12 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 // serve runs a connection whose handshake is over.
 func (s *Server) serve(ctx context.Context, c *conn) error {
 	defer s.remove(c)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.kill(context.Cause(ctx)) })
 	defer stop()
 	c.handle = func(st *Stream, b *headerBlock) { s.handle(ctx, st, b) }
 
 	err := c.run()
-	cancel() // The streams have failed already; this is for handlers that are busy elsewhere.
+	// Streams that broke have told their handlers. Others have ended cleanly, and what they brought is still passed on.
 	c.handlers.Wait()
 	if err != nil {
 		s.Logger.Debug("hbone connection ended", "peer", addrOf(c.wire), "err", err)
@@ -199,9 +201,7 @@ func (s *Server) Stats() Stats { return s.stats.snapshot() }
 func (s *Server) handle(ctx context.Context, st *Stream, b *headerBlock) {
 	ctx, cancel := context.WithCancel(ctx)
 	ss := &ServerStream{s: st, authority: b.authority, headers: b.fields}
-	if !st.onEnd(cancel) {
-		cancel()
-	}
+	st.whenBroken(&st.cancel, cancel)
 	defer cancel()
 	defer func() {
 		if err := ss.Reject(503); err != nil && !errors.Is(err, errAnswered) {

@@ -3,7 +3,6 @@
 package hbone
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -102,16 +101,4 @@ func (s *Stream) respondLocked(status int, headers []Header, end bool) (over boo
 	s.responded = true
 	s.localEnd = end
 	return end && s.remoteEnd, nil
-}
-
-// onEnd has cancel called when the stream leaves the connection. False means that it has left already.
-func (s *Stream) onEnd(cancel context.CancelFunc) bool {
-	c := s.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.streams[s.id] != s {
-		return false
-	}
-	s.cancel = cancel
-	return true
 }

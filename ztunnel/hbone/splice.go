@@ -22,6 +22,9 @@ import (
 // sent counts bytes from tcp into s, received those from s into tcp, as they go; nil means not counted. The result is the
 // first error, nil if both directions ended cleanly.
 func Splice(tcp *net.TCPConn, s *Stream, sent, received *atomic.Uint64) error {
+	// A write to an application that does not read ends only with the stream.
+	interrupt := func() { _ = tcp.SetDeadline(time.Unix(1, 0)) }
+	s.whenBroken(&s.interrupt, interrupt)
 	up := make(chan error, 1)
 	go func() { up <- s.spliceFrom(tcp, orNew(sent)) }()
 	down := s.spliceTo(tcp, orNew(received))
@@ -86,6 +89,8 @@ func (s *Stream) spliceTo(tcp *net.TCPConn, received *atomic.Uint64) error {
 			err = nil
 		case s.readErr() == nil:
 			s.Reset(CodeConnect) // tcp refused the data
+		case s.lost():
+			err = s.readErr() // not the deadline that interrupted the write
 		}
 		if s.dead.Load() {
 			// Nothing can be sent any more either.

@@ -3,7 +3,6 @@
 package hbone
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -39,8 +38,11 @@ type Stream struct {
 	headers    []Header
 	rdl, wdl   deadline
 
-	ready  chan struct{} // client: closed when the response or an error is there
-	cancel context.CancelFunc
+	ready chan struct{} // client: closed when the response or an error is there
+
+	// Called once, without locks, when the stream breaks, see brokenLocked. cancel ends the handler's context, unless it is
+	// the handler's side that gives up; interrupt ends what Splice waits for.
+	cancel, interrupt func()
 }
 
 // newStream makes a stream that the caller adds to the connection. The caller holds c.mu.
@@ -95,6 +97,9 @@ func (s *Stream) Close() error {
 // Reset ends both directions with RST_STREAM and drops what was received and not read, unless both have already ended.
 // Reads and writes that wait return a [*StreamError].
 func (s *Stream) Reset(code ErrCode) {
+	s.mu.Lock()
+	s.cancel = nil
+	s.mu.Unlock()
 	if s.over() {
 		err := &StreamError{Code: code}
 		s.cut(err, err, true)
@@ -114,11 +119,11 @@ func (s *Stream) over() bool {
 func (s *Stream) alive() bool { return !s.dead.Load() }
 
 // cut ends both directions: Read returns rerr, after what is queued unless drop is set, and Write returns werr.
-// It returns false if the stream was cut before.
+// It returns false if the stream was cut before; then only drop still has an effect.
 func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	s.mu.Lock()
 	first := !s.dead.Swap(true)
-	if s.rerr == nil && (!s.remoteEnd || drop) {
+	if drop && (s.rerr == nil || s.rerr == io.EOF) || first && !s.remoteEnd {
 		s.rerr = rerr
 	}
 	if s.werr == nil {
@@ -128,6 +133,7 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	if drop {
 		dropped, s.head, s.tail = s.head, nil, nil
 	}
+	cancel, interrupt := s.hooksLocked()
 	s.wakeResponse()
 	s.rcond.Broadcast()
 	s.wcond.Broadcast()
@@ -136,7 +142,43 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	s.mu.Unlock()
 	s.c.flow.wake()
 	s.c.giveBack(freeAll(dropped))
+	cancel()
+	interrupt()
 	return first
+}
+
+// brokenLocked reports whether the stream ended in a way that leaves nothing to do: reset before its answer or with an
+// error, or lost with its connection. After a clean end data may still have to be passed on.
+func (s *Stream) brokenLocked() bool {
+	return s.dead.Load() && (!s.responded || (s.rerr != nil && s.rerr != io.EOF))
+}
+
+// hooksLocked returns what to call now.
+func (s *Stream) hooksLocked() (cancel, interrupt func()) {
+	cancel, interrupt = func() {}, func() {}
+	if !s.brokenLocked() {
+		return cancel, interrupt
+	}
+	if s.cancel != nil {
+		cancel, s.cancel = s.cancel, nil
+	}
+	if s.interrupt != nil {
+		interrupt, s.interrupt = s.interrupt, nil
+	}
+	return cancel, interrupt
+}
+
+// whenBroken has f called through hook when the stream breaks, at once if it has.
+func (s *Stream) whenBroken(hook *func(), f func()) {
+	s.mu.Lock()
+	broken := s.brokenLocked()
+	if !broken {
+		*hook = f
+	}
+	s.mu.Unlock()
+	if broken {
+		f()
+	}
 }
 
 func freeAll(b *block) int {
