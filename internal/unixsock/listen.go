@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,9 @@ type Listener struct {
 	path string
 	file os.FileInfo
 	log  *slog.Logger
+	// close works once, and a second caller waits for the first: by then the path may be another listener's, even with
+	// the same inode number.
+	close func() error
 }
 
 // Listen listens on path, mode 0600, and takes over from a socket that nobody answers on any more. network is "unix" or
@@ -52,6 +56,7 @@ func listen(network, path string, log *slog.Logger) (*Listener, error) {
 	}
 	ln.SetUnlinkOnClose(false)
 	l := &Listener{ln: ln, path: path, log: log}
+	l.close = sync.OnceValue(l.closeOnce)
 	err = os.Chmod(temp, 0o600)
 	if err == nil {
 		l.file, err = os.Lstat(temp)
@@ -117,7 +122,10 @@ func (l *Listener) AcceptUnix() (*net.UnixConn, error) {
 }
 
 // Close stops listening and removes the path, unless another process has taken it over. Accepted connections live on.
-func (l *Listener) Close() error {
+// Closing again does nothing.
+func (l *Listener) Close() error { return l.close() }
+
+func (l *Listener) closeOnce() error {
 	if st, err := os.Lstat(l.path); err == nil && os.SameFile(st, l.file) {
 		_ = os.Remove(l.path)
 	}

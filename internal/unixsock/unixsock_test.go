@@ -239,3 +239,26 @@ func connectAndRead(path string) error {
 	}
 	return io.EOF
 }
+
+func TestCloseAgainLeavesTheNextListenerAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	old, err := Listen("unixpacket", path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next, err := Listen("unixpacket", path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = next.Close() }()
+	old.file = next.file // as if the file system had given the inode number again
+	if err := old.Close(); err != nil {
+		t.Errorf("close again: %v", err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the next listener's socket: %v", err)
+	}
+}
