@@ -5,11 +5,13 @@ package enroll
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
 // undo is what has to be done, last first, if the next step fails.
@@ -90,13 +92,33 @@ func (e *Enroller) install(p *pod, in *inside, attach bool, u *undo) error {
 // attachRunning fills the slots before the first program runs, so that no new connection of the pod is refused, and
 // leaves its open connections alone.
 func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err error) {
+	interfaces, err := e.interfacesInside(p, in)
+	if err != nil {
+		return nil, err
+	}
 	err = in.set.Use(func(fds map[bpf.Slot]int) (err error) {
-		cfg := podConfig(p, e.cfg.CaptureAll)
+		cfg := podConfig(p, interfaces, e.cfg.CaptureAll)
 		cfg.Grandfather, cfg.Listeners = true, fds
 		attached, err = e.cfg.Node.AttachPod(cfg)
 		return err
 	})
 	return attached, err
+}
+
+// interfacesInside is what to attach to and still there: the DEL of a second network takes its interface away without
+// asking the agent.
+func (e *Enroller) interfacesInside(p *pod, in *inside) ([]nodeapi.Interface, error) {
+	var links []net.Interface
+	err := in.ns.Do(func() (err error) {
+		links, err = net.Interfaces()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces of pod: %w", err)
+	}
+	return slices.DeleteFunc(e.interfacesOf(p), func(i nodeapi.Interface) bool {
+		return !slices.ContainsFunc(links, func(l net.Interface) bool { return l.Name == i.Name })
+	}), nil
 }
 
 func (e *Enroller) detach(p *pod) {

@@ -38,25 +38,33 @@ func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, 
 	e.podLog(p).Info("pod decided", "enrolled", enrolled, "reason", reason, "netns", sandbox.Netns)
 	d := &nodeapi.Decision{Enrolled: enrolled, Reason: reason}
 	if enrolled {
-		d.PinID, d.CaptureAll = pinID(p.id()), e.cfg.CaptureAll
+		d.PinID, d.CaptureAll, d.Interfaces = pinID(p.id()), e.cfg.CaptureAll, e.interfacesOf(p)
 	}
 	return d, nil
 }
 
 // meet records a sandbox. One with the same container id but another namespace is a stranger whose DEL never came.
+//
+// ADD may come again, or for a second network (Multus): interfaces add up, and the pod stays the first network's.
 func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod, error) {
+	p := newPod(sandbox, at)
 	if old := e.get(sandbox.ContainerID); old != nil {
-		if old.netns == at && e.phaseOf(old) == served {
-			return old, nil
-		}
+		all := slices.Clone(sandbox.Interfaces)
 		if old.netns == at {
-			sandbox = withInterfacesOf(sandbox, old.sandbox)
+			all = e.interfacesWith(old, all)
 		}
+		if old.netns == at && e.phaseOf(old) == served {
+			e.setInterfaces(old, all)
+			return old, e.saveRecord(old)
+		}
+		if old.netns == at && old.sandbox.Network != sandbox.Network {
+			p = newPod(old.sandbox, at)
+		}
+		p.interfaces = all
 		if err := e.forget(context.Background(), old, old.netns != at); err != nil {
 			return nil, err
 		}
 	}
-	p := newPod(sandbox, at)
 	if enrolled {
 		p.phase = admitted
 	}
@@ -69,11 +77,10 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 	return p, nil
 }
 
-// withInterfacesOf is a sandbox that ADD is called for again, or for a second network (Multus): interfaces add up, and
-// the pod stays the first network's.
-func withInterfacesOf(sandbox, old nodeapi.Pod) nodeapi.Pod {
-	all := slices.Clone(old.Interfaces)
-	for _, i := range sandbox.Interfaces {
+// interfacesWith is what is known to be attached to, with more in place of or behind it.
+func (e *Enroller) interfacesWith(p *pod, more []nodeapi.Interface) []nodeapi.Interface {
+	all := e.interfacesOf(p)
+	for _, i := range more {
 		same := func(o nodeapi.Interface) bool { return o.Name == i.Name }
 		if n := slices.IndexFunc(all, same); n >= 0 {
 			all[n] = i
@@ -81,13 +88,24 @@ func withInterfacesOf(sandbox, old nodeapi.Pod) nodeapi.Pod {
 			all = append(all, i)
 		}
 	}
-	sandbox.Interfaces, sandbox.Network = all, old.Network
-	return sandbox
+	return all
+}
+
+func (e *Enroller) interfacesOf(p *pod) []nodeapi.Interface {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(p.interfaces)
+}
+
+func (e *Enroller) setInterfaces(p *pod, all []nodeapi.Interface) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.interfaces = all
 }
 
 func newPod(sandbox nodeapi.Pod, at namespace) *pod {
 	return &pod{
 		sandbox: sandbox, netns: at, ended: make(chan struct{}),
-		phase: known, since: time.Now(),
+		phase: known, since: time.Now(), interfaces: sandbox.Interfaces,
 	}
 }

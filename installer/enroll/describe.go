@@ -11,14 +11,16 @@ import (
 	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/ztunnels"
 	"github.com/sluice-mesh/sluice/internal/netns"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
-func podConfig(p *pod, captureAll bool) bpf.PodConfig {
+// podConfig says how to attach to the given interfaces of a pod.
+func podConfig(p *pod, interfaces []nodeapi.Interface, captureAll bool) bpf.PodConfig {
 	c := bpf.PodConfig{
 		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
 		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns, CaptureAll: captureAll,
 	}
-	for _, i := range p.sandbox.Interfaces {
+	for _, i := range interfaces {
 		if i.Name == "lo" {
 			continue
 		}

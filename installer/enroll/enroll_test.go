@@ -565,16 +565,38 @@ func TestSecondNetworkAddsItsInterface(t *testing.T) {
 	}
 	first := s.api
 	s.api.Network, s.api.Interfaces = "storage", []nodeapi.Interface{{Name: "net1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}}
+	second := s.api
 	if err := s.add(); err != nil {
 		t.Fatal(err)
 	}
 	s.api = first
 	l.enrolNamespace("plain", true)
 	z.waitEvent("add uid-p default")
-	l.eventually(func() error {
-		if st := s.status(); st.Phase != "served" || !slices.Equal(st.Interfaces, []string{"eth0", "net1"}) || len(st.Addresses) != 3 {
-			return fmt.Errorf("status: %+v", st)
-		}
-		return nil
-	})
+	wantServed := func(interfaces ...string) {
+		t.Helper()
+		l.eventually(func() error {
+			st := s.status()
+			if st.Phase != "served" || !slices.Equal(st.Interfaces, interfaces) || !slices.Equal(st.Addresses, []netip.Addr{s.Addr4, s.Addr6}) {
+				return fmt.Errorf("status: %+v", st)
+			}
+			return nil
+		})
+	}
+	wantServed("eth0", "net1")
+	s.api = second
+	resp, err := s.ask(nodeapi.VerbDecide)
+	l.must(err)
+	if got := resp.Decision.Interfaces; len(got) != 2 || got[0].Name != "eth0" || got[1].Name != "net1" {
+		t.Errorf("decision: attach to %+v, want eth0 and net1", got)
+	}
+	// The second network goes, then everything that was attached, then the agent: the pod stays in the mesh.
+	_, err = s.ask(nodeapi.VerbRelease)
+	l.must(err)
+	s.Run(t, "ip", "link", "del", "net1")
+	l.must(l.bpf.DetachPod(first.ContainerID))
+	l.restart()
+	s.api = first
+	wantServed("eth0")
+	l.must(s.del())
+	s.nothingLeft()
 }

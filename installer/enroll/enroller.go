@@ -96,7 +96,7 @@ const (
 // pod is one sandbox.
 type pod struct {
 	// Set once.
-	sandbox nodeapi.Pod
+	sandbox nodeapi.Pod // as the first network's ADD told it; its addresses are those that Kubernetes knows
 	netns   namespace
 	ended   chan struct{} // closed when DEL comes: whoever brings the pod up gives up
 	endOnce sync.Once
@@ -106,7 +106,9 @@ type pod struct {
 	since   time.Time // of phase
 	account string    // service account ztunnel was told
 	inside  *inside   // set while serving or served
-	problem string    // why the pod is not as it should be; empty when it is
+	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
+	interfaces []nodeapi.Interface
+	problem    string // why the pod is not as it should be; empty when it is
 }
 
 func (p *pod) id() string       { return p.sandbox.ContainerID }

@@ -22,7 +22,7 @@ func (e *Enroller) Handle(ctx context.Context, req *nodeapi.Request, fds []int) 
 	case nodeapi.VerbServe:
 		refusal = e.serve(ctx, req.Pod)
 	case nodeapi.VerbRelease:
-		refusal = e.release(ctx, req.Pod.ContainerID)
+		refusal = e.release(ctx, req.Pod.ContainerID, req.Pod.Network)
 	case nodeapi.VerbGC:
 		refusal = e.gc(ctx, req.Network, req.Valid)
 	case nodeapi.VerbListeners:
@@ -69,10 +69,11 @@ func refusalOf(err error) *nodeapi.Error {
 	return nodeapi.Errorf(code, "%w", err)
 }
 
-// release forgets a sandbox. Its programs are the plugin's to take off, which it does by the pins.
-func (e *Enroller) release(ctx context.Context, containerID string) *nodeapi.Error {
+// release forgets a sandbox. Its programs are the plugin's to take off, which it does by the pins. That a second
+// network (Multus) goes is no end of the pod: the first network's DEL is.
+func (e *Enroller) release(ctx context.Context, containerID, network string) *nodeapi.Error {
 	p := e.get(containerID)
-	if p == nil {
+	if p == nil || (network != "" && p.sandbox.Network != "" && network != p.sandbox.Network) {
 		return nil
 	}
 	p.end() // Before the lock: a serve in progress holds it, and need not be waited out.
@@ -98,7 +99,7 @@ func (e *Enroller) gc(ctx context.Context, network string, valid []nodeapi.Attac
 		if p.sandbox.Network != network || keep[p.id()] {
 			continue
 		}
-		if err := e.release(ctx, p.id()); err != nil {
+		if err := e.release(ctx, p.id(), network); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,8 @@ type record struct {
 	BootID  string      `json:"bootID"`
 	Netns   namespace   `json:"netns"`
 	Sandbox nodeapi.Pod `json:"sandbox"`
+	// Interfaces are what to attach to: the sandbox's, and those of other networks.
+	Interfaces []nodeapi.Interface `json:"interfaces"`
 }
 
 func (e *Enroller) recordPath(containerID string) string {
@@ -28,7 +30,7 @@ func (e *Enroller) recordPath(containerID string) string {
 }
 
 func (e *Enroller) saveRecord(p *pod) error {
-	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox})
+	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox, Interfaces: e.interfacesOf(p)})
 	if err != nil {
 		return fmt.Errorf("remember pod: %w", err)
 	}

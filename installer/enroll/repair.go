@@ -47,7 +47,7 @@ func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
 	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift)
 	// By the pins, not by what we know: a second network's ADD may have put more interfaces under capture.
 	info := attached.Info()
-	cfg := podConfig(p, e.cfg.CaptureAll)
+	cfg := podConfig(p, nil, e.cfg.CaptureAll)
 	cfg.Interfaces, cfg.HostIfindexes = info.Interfaces, info.HostIfindexes
 	again, err := e.cfg.Node.AttachPod(cfg)
 	if err != nil {

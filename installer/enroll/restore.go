@@ -36,7 +36,9 @@ func (e *Enroller) Restore() error {
 			continue // The pins are newer or older than the record; go by the pins, below.
 		}
 		delete(pinned, r.Sandbox.ContainerID)
-		e.restorePod(newPod(r.Sandbox, r.Netns), isPinned)
+		p := newPod(r.Sandbox, r.Netns)
+		p.interfaces = r.Interfaces
+		e.restorePod(p, isPinned)
 	}
 	for _, info := range pinned {
 		if p := e.podFromPins(info); p != nil {
@@ -87,6 +89,7 @@ func (e *Enroller) podFromPins(info bpf.PodInfo) *pod {
 	defer func() { _ = ns.Close() }()
 	err = ns.Do(func() (err error) {
 		p.sandbox.Interfaces, err = interfacesHere(info)
+		p.interfaces = p.sandbox.Interfaces
 		return err
 	})
 	if err != nil {
