@@ -195,7 +195,7 @@ func TestServerResetsStreamOn(t *testing.T) {
 		{"connection header", with(append(connect, "connection", "close")...), CodeProtocol},
 		{"te", with(append(connect, "te", "gzip")...), CodeProtocol},
 		{"DATA after END_STREAM", func(p *rawPeer) {
-			p.headers(1, true, connect...)
+			p.headers(1, true, append(connect, "mode", "stall")...) // else our own end may close it before the DATA
 			must(p.tb, p.WriteData(1, false, []byte("x")))
 		}, CodeStreamClosed},
 		{"HEADERS on an open stream", func(p *rawPeer) { p.headers(1, false, connect...); p.headers(1, true, connect...) }, CodeProtocol},
