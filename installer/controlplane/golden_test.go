@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,6 +135,10 @@ func FuzzParseFile(f *testing.F) {
 			}
 			f.Add(data)
 		}
+	}
+	// Keys that a field path, once printed, cannot tell from steps of its own.
+	for _, key := range []string{"containers.-1", "containers[-1]", "containers.0", "containers[99999999999999999999]", "[", "..", "-1"} {
+		f.Add(fmt.Appendf(nil, "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: demo}\nspec: {%q: x, containers: [{name: a}]}\n", key))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		objs, ferr := parseFile("x.yaml", data)

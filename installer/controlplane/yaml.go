@@ -205,8 +205,8 @@ func lineOfPath(n *yaml.Node, path string) int {
 		switch n.Kind {
 		case yaml.SequenceNode:
 			i, err := strconv.Atoi(step)
-			if err != nil || i >= len(n.Content) {
-				return line
+			if err != nil || i < 0 || i >= len(n.Content) {
+				return line // a key that looks like an index
 			}
 			n = n.Content[i]
 			line = n.Line
