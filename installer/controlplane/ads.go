@@ -87,6 +87,16 @@ type subscription struct {
 	nonce string
 }
 
+// note records what the client is sent.
+func (sub *subscription) note(d delta) {
+	for _, res := range d.changed {
+		sub.held[res.Name] = res.Version
+	}
+	for _, name := range d.removed {
+		delete(sub.held, name)
+	}
+}
+
 func (s *stream) receive(requests chan<- *discovery.DeltaDiscoveryRequest, failed chan<- error) {
 	for {
 		req, err := s.grpc.Recv()
@@ -120,33 +130,58 @@ func (s *stream) serve(requests <-chan *discovery.DeltaDiscoveryRequest, failed 
 	}
 }
 
-// push brings every subscription to the given state.
+// push brings every subscription to the given state, and makes before it breaks: policies come before the workloads
+// that name them, and go after the workloads that named them. In between a pod is never without both.
 func (s *stream) push(now *resources) error {
-	for _, typeURL := range pushOrder {
-		sub := s.subs[typeURL]
-		if sub == nil {
+	for _, step := range []struct {
+		typeURL string
+		delta   delta
+	}{
+		{typeAuthorization, delta{changed: s.changed(typeAuthorization, now)}},
+		{typeAddress, delta{s.changed(typeAddress, now), s.removed(typeAddress, now)}},
+		{typeAuthorization, delta{removed: s.removed(typeAuthorization, now)}},
+	} {
+		if step.delta.empty() {
 			continue
 		}
-		if changed, removed := now.delta(typeURL, sub.held); len(changed)+len(removed) > 0 {
-			if err := s.send(typeURL, sub, now, changed, removed); err != nil {
-				return err
-			}
+		if err := s.send(step.typeURL, now, step.delta); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (s *stream) send(typeURL string, sub *subscription, now *resources, changed []*discovery.Resource, removed []string) error {
+// changed are the resources of a type that the client, if it asked for them, does not hold as they are now.
+func (s *stream) changed(typeURL string, now *resources) []*discovery.Resource {
+	if sub := s.subs[typeURL]; sub != nil {
+		return now.changed(typeURL, sub.held)
+	}
+	return nil
+}
+
+// removed are the resources of a type that the client is to drop. Those of policies wait until it asked for addresses:
+// the workloads that it may hold from an earlier stream still name them.
+func (s *stream) removed(typeURL string, now *resources) []string {
+	sub := s.subs[typeURL]
+	if sub == nil || s.subs[typeAddress] == nil {
+		return nil
+	}
+	return now.removed(typeURL, sub.held)
+}
+
+// send tells the client of d and nothing else: what it holds besides stays as it is.
+func (s *stream) send(typeURL string, now *resources, d delta) error {
 	s.sent++
+	sub := s.subs[typeURL]
 	sub.nonce = fmt.Sprintf("%d", s.sent)
-	sub.held = now.versions(typeURL)
-	s.log.Debug("xds push", "type", typeURL, "nonce", sub.nonce, "changed", len(changed), "removed", len(removed))
+	sub.note(d)
+	s.log.Debug("xds push", "type", typeURL, "nonce", sub.nonce, "changed", len(d.changed), "removed", len(d.removed))
 	return s.grpc.Send(&discovery.DeltaDiscoveryResponse{
 		SystemVersionInfo: fmt.Sprintf("%d", now.generation),
 		TypeUrl:           typeURL,
 		Nonce:             sub.nonce,
-		Resources:         changed,
-		RemovedResources:  removed,
+		Resources:         d.changed,
+		RemovedResources:  d.removed,
 	})
 }
 
@@ -173,15 +208,18 @@ func (s *stream) handle(req *discovery.DeltaDiscoveryRequest, now *resources) er
 // has had an answer.
 func (s *stream) subscribe(req *discovery.DeltaDiscoveryRequest, now *resources) error {
 	if now.byType[req.TypeUrl] == nil {
-		return status.Errorf(codes.InvalidArgument, "type %q is not served here (served: %s)", req.TypeUrl, strings.Join(pushOrder, ", "))
+		return status.Errorf(codes.InvalidArgument, "type %q is not served here (served: %s)", req.TypeUrl, strings.Join(served, ", "))
 	}
 	if names := req.ResourceNamesSubscribe; len(names) > 0 && (len(names) > 1 || names[0] != "*") || len(req.ResourceNamesUnsubscribe) > 0 {
 		return status.Error(codes.Unimplemented, "subscriptions by name are not supported; subscribe to everything with an empty list")
 	}
-	sub := &subscription{held: req.InitialResourceVersions}
-	s.subs[req.TypeUrl] = sub
-	changed, removed := now.delta(req.TypeUrl, sub.held)
-	s.log.Info("xds client subscribed", "type", req.TypeUrl, "node", req.GetNode().GetId(), "held", len(sub.held),
-		"changed", len(changed), "removed", len(removed))
-	return s.send(req.TypeUrl, sub, now, changed, removed)
+	held := req.InitialResourceVersions
+	if held == nil {
+		held = map[string]string{}
+	}
+	s.subs[req.TypeUrl] = &subscription{held: held}
+	d := delta{s.changed(req.TypeUrl, now), s.removed(req.TypeUrl, now)}
+	s.log.Info("xds client subscribed", "type", req.TypeUrl, "node", req.GetNode().GetId(), "held", len(held),
+		"changed", len(d.changed), "removed", len(d.removed))
+	return s.send(req.TypeUrl, now, d)
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -22,8 +21,9 @@ const (
 	typeAuthorization = "type.googleapis.com/istio.security.Authorization"
 )
 
-// pushOrder has policies first: a workload that arrives before the policies it names would be unprotected until they do.
-var pushOrder = []string{typeAuthorization, typeAddress}
+// served has policies first, as clients should ask for them: a workload that arrives before the policies it names is
+// unprotected until they do.
+var served = []string{typeAuthorization, typeAddress}
 
 // resources is one generation of everything that is served: for each type, resources by name. It never changes.
 type resources struct {
@@ -76,27 +76,33 @@ func (r *resources) add(typeURL, name string, m proto.Message) error {
 	return nil
 }
 
-// delta is what turns held (names and versions) into the present resources of a type.
-func (r *resources) delta(typeURL string, held map[string]string) (changed []*discovery.Resource, removed []string) {
-	now := r.byType[typeURL]
+// delta is the content of one response.
+type delta struct {
+	changed []*discovery.Resource
+	removed []string
+}
+
+func (d delta) empty() bool { return len(d.changed)+len(d.removed) == 0 }
+
+// changed are the resources of a type that held (names and versions) has not, or in another version.
+func (r *resources) changed(typeURL string, held map[string]string) []*discovery.Resource {
+	var changed []*discovery.Resource
 	for _, name := range r.order[typeURL] {
-		if res := now[name]; held[name] != res.Version {
+		if res := r.byType[typeURL][name]; held[name] != res.Version {
 			changed = append(changed, res)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(held)) {
-		if now[name] == nil {
+	return changed
+}
+
+// removed are the names in held that are no resources of a type anymore.
+func (r *resources) removed(typeURL string, held map[string]string) []string {
+	var removed []string
+	for name := range held {
+		if r.byType[typeURL][name] == nil {
 			removed = append(removed, name)
 		}
 	}
-	return changed, removed
-}
-
-// versions is what a client holds that has everything of a type.
-func (r *resources) versions(typeURL string) map[string]string {
-	held := make(map[string]string, len(r.byType[typeURL]))
-	for name, res := range r.byType[typeURL] {
-		held[name] = res.Version
-	}
-	return held
+	slices.Sort(removed)
+	return removed
 }
