@@ -276,3 +276,18 @@ func TestXDSManyClientsSeeTheSame(t *testing.T) {
 		}
 	}
 }
+
+// More than gRPC's default of 4 MiB: what a client of a big mesh names when it comes back.
+func TestXDSClientThatHoldsManyComesBack(t *testing.T) {
+	p := newPlane(t, nil)
+	c := p.dial()
+	for i := range 50_000 {
+		uid := fmt.Sprintf("Kubernetes//Pod/a-namespace-of-some-length/a-deployment-%05d-5d4f8c7b9-x2x%05d", i/10, i)
+		c.held[typeAddress][uid] = "0123456789abcdef01234567"
+	}
+	c.subscribe(typeAddress)
+	r := c.receive()
+	if len(r.RemovedResources) != 50_000 || len(c.held[typeAddress]) != 0 {
+		t.Errorf("%d removed, %d left, want all of 50000 removed", len(r.RemovedResources), len(c.held[typeAddress]))
+	}
+}

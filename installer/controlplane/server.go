@@ -16,6 +16,10 @@ import (
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
 )
 
+// maxRequestBytes bounds one request: about a hundred bytes for each resource that a client holds, and what ztunnels admit
+// the other way.
+const maxRequestBytes = 200 << 20
+
 // Config says what a Server serves, and where.
 type Config struct {
 	// Catalog is what is served. Nil means one of ManifestsDir, WorkloadsDir and LastGoodDir, which Run then keeps up to
@@ -130,8 +134,9 @@ func (s *Server) Run(ctx context.Context) error {
 	g := grpc.NewServer(
 		// ztunnels ping every 30 s, also on quiet connections.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		// All of a big mesh comes in one message; the clients' limit is what counts.
-		grpc.MaxSendMsgSize(math.MaxInt32),
+		// All of a big mesh comes in one message; the clients' limit is what counts. One who comes back names all that it
+		// holds in one message too.
+		grpc.MaxSendMsgSize(math.MaxInt32), grpc.MaxRecvMsgSize(maxRequestBytes),
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, s.ads)
 	securityv1alpha1.RegisterIstioCertificateServiceServer(g, s.ca)
