@@ -298,12 +298,12 @@ func TestPaddingIsGivenBackToTheWindow(t *testing.T) {
 	e := newEnv(t, echo)
 	p := dialRaw(t, e)
 	p.connect(1)
-	// Padding alone, several times the connection's window.
+	// Padding alone, more than the connection's window.
 	payload := make([]byte, 16<<10)
 	payload[0] = 255
 	credit, sent := int64(ourConnWindow), int64(0)
 	streamCredit := int64(ourStreamWindow)
-	for sent < 3*ourConnWindow {
+	for sent < ourConnWindow+ourConnWindow/8 {
 		for credit < 256 || streamCredit < 256 {
 			w := p.next(func(f http2.Frame) bool { return f.Header().Type == http2.FrameWindowUpdate }).(*http2.WindowUpdateFrame)
 			if w.StreamID == 0 {
