@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 const testIdentity = "spiffe://cluster.local/ns/demo/sa/client"
@@ -265,18 +267,20 @@ func TestAgentsThatShareAFolderShareTheRoot(t *testing.T) {
 	}
 }
 
+// freshRoot is the folder of a new root.
+func freshRoot(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ca") // made by openRoot: the umask may let the group into t.TempDir
+	if _, err := openRoot(dir, defaultTrustDomain); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // What a crash between the two renames leaves, and what must not be taken for it.
 func TestRootFolderHalfDone(t *testing.T) {
-	fresh := func(t *testing.T) string {
-		t.Helper()
-		dir := t.TempDir()
-		if _, err := openRoot(dir, defaultTrustDomain); err != nil {
-			t.Fatal(err)
-		}
-		return dir
-	}
 	t.Run("key without certificate", func(t *testing.T) {
-		dir := fresh(t)
+		dir := freshRoot(t)
 		key, err := os.ReadFile(filepath.Join(dir, rootKeyFile))
 		if err != nil {
 			t.Fatal(err)
@@ -304,7 +308,30 @@ func TestRootFolderHalfDone(t *testing.T) {
 		"truncated key":            {func(dir string) error { return os.Truncate(filepath.Join(dir, rootKeyFile), 20) }, "holds no PEM block"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := fresh(t)
+			dir := freshRoot(t)
+			if err := c.spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := openRoot(dir, defaultTrustDomain); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestRootThatOthersMayHaveMadeIsRefused(t *testing.T) {
+	testutil.RequireRoot(t) // to give files away
+	for name, c := range map[string]struct {
+		spoil func(dir string) error
+		want  string
+	}{
+		"key of another user":             {func(dir string) error { return os.Chown(filepath.Join(dir, rootKeyFile), 65534, -1) }, "belongs to user 65534, who knows the mesh's root key (chown root"},
+		"folder that its group can write": {func(dir string) error { return os.Chmod(dir, 0o770) }, "has mode 0770: others could replace the mesh's root key (chmod go-w)"},
+		"folder that all can write":       {func(dir string) error { return os.Chmod(dir, 0o1777) }, "others could replace the mesh's root key (chmod go-w)"},
+		"folder of another user":          {func(dir string) error { return os.Chown(dir, 65534, -1) }, "belongs to user 65534, who could replace the mesh's root key (chown root)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := freshRoot(t)
 			if err := c.spoil(dir); err != nil {
 				t.Fatal(err)
 			}

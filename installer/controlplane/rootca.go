@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -44,6 +45,9 @@ type root struct {
 // rename, so a crash leaves nothing, a key that the next call makes a certificate for, or both.
 func openRoot(dir, trustDomain string) (*root, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	if err := checkFolder(dir); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	unlock, err := lock(filepath.Join(dir, lockFile))
@@ -113,34 +117,6 @@ func (r *root) check(path string) error {
 	return nil
 }
 
-func loadKey(path string) (*ecdsa.PrivateKey, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if mode := st.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("%q has mode %#o: others could read the mesh's root key (chmod 600)", path, mode)
-	}
-	block, err := readPEM(path)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%q: %w", path, err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%q: key is a %T, not ECDSA", path, parsed)
-	}
-	return key, nil
-}
-
 func createKey(path string) (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -154,7 +130,12 @@ func createKey(path string) (*ecdsa.PrivateKey, error) {
 }
 
 func loadCert(path string) (*x509.Certificate, error) {
-	block, err := readPEM(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	block, err := readPEM(f)
 	if err != nil {
 		return nil, err
 	}
@@ -165,14 +146,14 @@ func loadCert(path string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-func readPEM(path string) (*pem.Block, error) {
-	data, err := os.ReadFile(path)
+func readPEM(f *os.File) (*pem.Block, error) {
+	data, err := io.ReadAll(f)
 	if err != nil {
 		return nil, err
 	}
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("%q holds no PEM block", path)
+		return nil, fmt.Errorf("%q holds no PEM block", f.Name())
 	}
 	return block, nil
 }
