@@ -45,7 +45,7 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 		}, []string{"has inode", "but the programs were attached in"}},
 		"another interface": {func(l *lab, s *sandbox, pod *testutil.Pod) {
 			pod.Run(l.t, "ip", "link", "add", "extra", "type", "bridge")
-			s.prev = strings.Replace(s.prev, `"interfaces":[`, `"interfaces":[{"name":"extra","sandbox":"/n"},`, 1)
+			s.prev = strings.Replace(s.prev, `"interfaces":[`, `"interfaces":[{"name":"extra","sandbox":"`+s.netns+`"},`, 1)
 			s.prev = strings.ReplaceAll(s.prev, `"interface":1`, `"interface":2`)
 		}, []string{`interface "extra" is not captured`}},
 		"detached": {func(l *lab, s *sandbox, _ *testutil.Pod) { l.must(l.bpfNode.DetachPod(s.uid)) },

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 
@@ -53,6 +54,26 @@ func resolveLinks(pod *nodeapi.Pod) error {
 		pod.Interfaces = append(pod.Interfaces, l.Interface)
 	}
 	return nil
+}
+
+// sameNamespace tells whether two paths lead to one network namespace. They may differ, by a symbolic link or by the
+// process that /proc shows it through.
+func sameNamespace(a, b string) bool {
+	if a == b || !filepath.IsAbs(a) {
+		return a == b && a != ""
+	}
+	var ids [2]netns.ID
+	for i, path := range []string{a, b} {
+		ns, err := netns.Open(path)
+		if err != nil {
+			return false
+		}
+		defer func() { _ = ns.Close() }() // not before both are known: an ID is unique only among the living
+		if ids[i], err = ns.ID(); err != nil {
+			return false
+		}
+	}
+	return ids[0] == ids[1]
 }
 
 // distinct refuses a pod that lives in the plugin's own namespace. skel does too, but only after ADD has done its work.

@@ -150,7 +150,7 @@ func (p *plugin) parse(args *skel.CmdArgs) (*request, error) {
 		return nil, err
 	}
 	pod := podOf(c, args, id)
-	pod.Interfaces = prev.Interfaces(args.IfName)
+	pod.Interfaces = prev.Interfaces(args.IfName, args.Netns)
 	return &request{config: c, prev: prev, id: id, pod: pod, log: p.log(c, id, args)}, nil
 }
 

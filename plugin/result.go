@@ -139,13 +139,15 @@ func (p *prevResult) PrintTo(w io.Writer) error {
 	return converted.PrintTo(w)
 }
 
-// Interfaces returns the interfaces inside the pod and their addresses. Plugins that list none made ifName. An address
-// that names no interface belongs to the first.
-func (p *prevResult) Interfaces(ifName string) []nodeapi.Interface {
+// Interfaces returns the interfaces inside the pod, whose namespace is at path, and their addresses. Plugins that list
+// none made ifName. An address that names no interface belongs to the first.
+func (p *prevResult) Interfaces(ifName, path string) []nodeapi.Interface {
 	var out []nodeapi.Interface
 	at := map[int]int{} // index in the result: index in out
 	for i, listed := range p.read.Interfaces {
-		if listed.Sandbox == "" {
+		// CNI 1.1, section "ADD Success": a path. Some write other things: the AWS VPC CNI a number, for an entry that is
+		// a note to its own DEL.
+		if !sameNamespace(listed.Sandbox, path) {
 			continue
 		}
 		known := slices.IndexFunc(out, func(o nodeapi.Interface) bool { return o.Name == listed.Name })
@@ -159,12 +161,12 @@ func (p *prevResult) Interfaces(ifName string) []nodeapi.Interface {
 		out = append(out, nodeapi.Interface{Name: ifName})
 	}
 	for _, ip := range p.read.IPs {
+		prefix, _ := prefixOf(ip.Address) // complete has seen that it is one
 		i, inside := 0, true
 		if ip.Interface != nil && len(at) > 0 {
 			i, inside = at[*ip.Interface]
 		}
 		if inside {
-			prefix, _ := prefixOf(ip.Address) // complete has seen that it is one
 			out[i].Addresses = append(out[i].Addresses, prefix)
 		}
 	}

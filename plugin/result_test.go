@@ -6,11 +6,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 // fullResult has every field of the 1.1.0 result, and two that no version has.
@@ -19,7 +22,7 @@ const fullResult = `{
 	"interfaces": [
 		{"name": "cni0", "mac": "02:00:00:00:00:01", "mtu": 9000},
 		{"name": "veth0", "mac": "02:00:00:00:00:02", "mtu": 1450},
-		{"name": "eth0", "mac": "02:00:00:00:00:03", "mtu": 1450, "sandbox": "/run/netns/p", "socketPath": "/s", "pciID": "0000:00:1f.6", "ours": 1}],
+		{"name": "eth0", "mac": "02:00:00:00:00:03", "mtu": 1450, "sandbox": "/n", "socketPath": "/s", "pciID": "0000:00:1f.6", "ours": 1}],
 	"ips": [
 		{"interface": 2, "address": "10.1.0.5/16", "gateway": "10.1.0.1"},
 		{"interface": 2, "address": "fd01::5/64", "gateway": "fd01::1"},
@@ -36,7 +39,7 @@ const olderResult = `{
 	"interfaces": [
 		{"name": "cni0", "mac": "02:00:00:00:00:01"},
 		{"name": "veth0", "mac": "02:00:00:00:00:02"},
-		{"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/p"}],
+		{"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/n"}],
 	"ips": [
 		{"version": "4", "interface": 2, "address": "10.1.0.5/16", "gateway": "10.1.0.1"},
 		{"version": "6", "interface": 2, "address": "fd01::5/64", "gateway": "fd01::1"},
@@ -55,6 +58,7 @@ func TestPrevResultComesBackUnchanged(t *testing.T) {
 		"0.4.0":                      {v(olderResult, "0.4.0"), "0.4.0", v(olderResult, "0.4.0")},
 		"0.3.1":                      {v(olderResult, "0.3.1"), "0.3.1", v(olderResult, "0.3.1")},
 		"0.4.0 to 0.3.1":             {v(olderResult, "0.4.0"), "0.3.1", v(olderResult, "0.3.1")},
+		"0.4.0 of the AWS VPC CNI":   {golden(t, "aws-vpc-cni.json", "/n"), "0.4.0", golden(t, "aws-vpc-cni.json", "/n")},
 		"0.3.1 to 0.4.0":             {v(olderResult, "0.3.1"), "0.4.0", v(olderResult, "0.4.0")},
 		"1.1.0 to 0.4.0":             {fullResult, "0.4.0", v(olderResult, "0.4.0")},
 		"1.1.0 to 1.0.0":             {known(fullResult), "1.0.0", strings.Replace(known(fullResult), `"1.1.0"`, `"1.0.0"`, 1)},
@@ -77,6 +81,16 @@ func TestPrevResultComesBackUnchanged(t *testing.T) {
 			wantSameJSON(t, out.Bytes(), []byte(tc.want))
 		})
 	}
+}
+
+// golden is a result as a plugin in the field makes it, for the network namespace at path.
+func golden(t *testing.T, name, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(b), "NETNS", path)
 }
 
 // known drops the fields of fullResult that no version has.
@@ -144,16 +158,57 @@ func TestInterfacesOfPrevResult(t *testing.T) {
 			[]nodeapi.Interface{{Name: "eth7", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
 		"an index out of range": {`{"interfaces":[{"name":"a","sandbox":"/n"}],"ips":[{"interface":9,"address":"10.0.0.2/24"},{"interface":-1,"address":"10.0.0.2/24"}]}`,
 			[]nodeapi.Interface{{Name: "a"}}},
+		"a sandbox that is no path": {golden(t, "aws-vpc-cni.json", "/n"), []nodeapi.Interface{{Name: "eth0", Addresses: []netip.Prefix{p("10.0.34.18/32")}}}},
+		"another sandbox": {`{"interfaces":[{"name":"a","sandbox":"/m"},{"name":"b","sandbox":"/n"}],"ips":[{"address":"10.0.0.2/24"}]}`,
+			[]nodeapi.Interface{{Name: "b", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
+		"none in this sandbox": {`{"interfaces":[{"name":"a","sandbox":"5"}],"ips":[{"interface":0,"address":"10.0.0.2/24"}]}`,
+			[]nodeapi.Interface{{Name: "eth7", Addresses: []netip.Prefix{p("10.0.0.2/24")}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			prev, err := parsePrevResult(json.RawMessage(tc.prev), "1.1.0")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := prev.Interfaces("eth7"); !reflect.DeepEqual(got, tc.want) {
+			if got := prev.Interfaces("eth7", "/n"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("got  %+v\nwant %+v", got, tc.want)
 			}
 		})
+	}
+}
+
+// The AWS VPC CNI lists an interface that is nowhere. The pod must be enrolled all the same, by the one that is.
+func TestAddAfterAPluginThatNotesToItself(t *testing.T) {
+	l := newLab(t)
+	s, pod := l.sandbox("mesh", "web")
+	s.prev = golden(t, "aws-vpc-cni.json", pod.Path)
+	o := l.cni("ADD", s, map[string]any{"cniVersion": "0.4.0"}).wantOK(t)
+	wantSameJSON(t, []byte(o.stdout), []byte(s.prev))
+	l.wantAttached(s.containerID)
+	l.cni("CHECK", s, map[string]any{"cniVersion": "0.4.0"}).wantOK(t)
+}
+
+// One namespace has many paths: /var/run is a link to /run, and /proc has one for each process and thread.
+func TestSameNamespace(t *testing.T) {
+	testutil.RequireRoot(t)
+	ns, other := testutil.NetNS(t, "a"), testutil.NetNS(t, "b")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(filepath.Dir(ns.Path), link); err != nil {
+		t.Fatal(err)
+	}
+	byLink := filepath.Join(link, filepath.Base(ns.Path))
+	for _, tc := range []struct {
+		sandbox string
+		want    bool
+	}{
+		{ns.Path, true}, {byLink, true}, {other.Path, false}, {"", false}, {"5", false}, {filepath.Base(ns.Path), false},
+		{"/nowhere", false}, {"/dev/null", false}, {filepath.Dir(ns.Path), false},
+	} {
+		if got := sameNamespace(tc.sandbox, ns.Path); got != tc.want {
+			t.Errorf("%q: got %v, want %v", tc.sandbox, got, tc.want)
+		}
+	}
+	if sameNamespace("", "") || !sameNamespace("/gone", "/gone") {
+		t.Error("of paths that lead nowhere only the text counts, and an empty one is no path")
 	}
 }
 
@@ -169,7 +224,7 @@ func FuzzPrevResult(f *testing.F) {
 		if err != nil {
 			return
 		}
-		prev.Interfaces("eth0")
+		prev.Interfaces("eth0", "/n")
 		var out bytes.Buffer
 		if err := prev.PrintTo(&out); err != nil {
 			return
