@@ -80,8 +80,9 @@ type connection struct {
 
 func newConnection(in Input) *connection {
 	c := &connection{Input: in}
-	c.SourceIP = in.SourceIP.Unmap()
-	c.Dest = netip.AddrPortFrom(in.Dest.Addr().Unmap(), in.Dest.Port())
+	// Prefixes contain no address with a zone, which link-local ones come with: a DENY must match them all the same.
+	c.SourceIP = in.SourceIP.Unmap().WithZone("")
+	c.Dest = netip.AddrPortFrom(in.Dest.Addr().Unmap().WithZone(""), in.Dest.Port())
 	if id := in.Source; id != (Identity{}) {
 		c.principal = id.TrustDomain + "/ns/" + id.Namespace + "/sa/" + id.ServiceAccount
 	}

@@ -119,6 +119,8 @@ func TestEveryMatcher(t *testing.T) {
 		{"empty match never matches", client, discovery.Match{}, false},
 		{"kinds are all needed", client, discovery.Match{Namespaces: exact("shop"), DestinationPorts: []uint16{80}}, false},
 		{"positive and negative of a kind", client, discovery.Match{Namespaces: presence(), NotNamespaces: exact("shop")}, false},
+		{"source with a zone", policy.Input{SourceIP: netip.MustParseAddr("fe80::1%eth0"), Dest: client6.Dest}, discovery.Match{SourceIPs: ranges("fe80::/10")}, true},
+		{"destination with a zone", policy.Input{SourceIP: client6.SourceIP, Dest: netip.MustParseAddrPort("[fe80::2%eth0]:80")}, discovery.Match{DestinationIPs: ranges("fe80::/10")}, true},
 		{"mapped source is IPv4", policy.Input{SourceIP: netip.MustParseAddr("::ffff:10.0.0.1"), Dest: client.Dest}, discovery.Match{SourceIPs: ranges("10.0.0.0/8")}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
