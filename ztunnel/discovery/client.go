@@ -62,8 +62,9 @@ type Client struct {
 	once   sync.Once
 }
 
-// typeURLs in the order they are asked for: addresses first, for they are many.
-var typeURLs = []string{AddressType, AuthorizationType}
+// typeURLs in the order they are asked for, and answered: policies first. A workload that came before the policies it
+// names would be unprotected until they do.
+var typeURLs = []string{AuthorizationType, AddressType}
 
 // NewClient returns a client that does nothing before Run.
 func NewClient(cfg Config) (*Client, error) {

@@ -69,11 +69,11 @@ func isSynced(c *Client) bool {
 func TestFirstRequests(t *testing.T) {
 	h := start(t, func(c *Config) { c.Node.Metadata = map[string]any{"DNS_CAPTURE": "true"}; c.Node.Network = "net1" })
 	s := h.accept(t)
-	first := s.subscribed(t)
-	for _, url := range []string{AddressType, AuthorizationType} {
-		r := first[url]
-		if r == nil {
-			t.Fatalf("no request for %s", url)
+	// Policies before the workloads that name them, for answers come in the order of questions.
+	for _, url := range []string{AuthorizationType, AddressType} {
+		r := s.next(t)
+		if r.GetTypeUrl() != url {
+			t.Fatalf("request is for %s, want %s", r.GetTypeUrl(), url)
 		}
 		if got, want := r.GetNode().GetId(), "ztunnel~1.1.1.1~ztunnel-x.istio-system~istio-system.svc.cluster.local"; got != want {
 			t.Errorf("node id is %q, want %q", got, want)
