@@ -62,7 +62,7 @@ func (s *Stream) LocalAddr() net.Addr { return s.c.localAddr() }
 // RemoteAddr returns the peer's address of the connection that carries the stream.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.remoteAddr() }
 
-// CloseWrite sends END_STREAM. Reading goes on.
+// CloseWrite sends END_STREAM, after a Write or ReadFrom that is under way. Reading goes on.
 func (s *Stream) CloseWrite() error {
 	s.wlock.Lock()
 	defer s.wlock.Unlock()
