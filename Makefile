@@ -49,11 +49,13 @@ generate: ## BPF objects and protobuf messages (needs clang and protoc)
 packages: ## install the distribution's packages that tests and demo use, if any is missing
 	@internal/tools/packages.sh run
 
+# Packages are compiled side by side and tested one after another: many tests have deadlines.
 test: build packages ## all tests with the race detector; as root, or the tests that need it are skipped
-	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 2 ./...
+	$(GO) build -race ./...
+	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 
-test-root: build packages ## as test, but a test that cannot run fails
-	CI=true SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 2 ./...
+test-root: export CI = true
+test-root: test ## as test, but a test that cannot run fails
 
 lint: ## formats, vet, staticcheck, shellcheck, import and wording rules
 	@internal/tools/packages.sh lint

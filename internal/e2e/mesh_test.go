@@ -56,6 +56,7 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	for out, packages := range map[string][]string{
 		"bin/sluice-cni":       {"github.com/sluice-mesh/sluice/plugin"},
@@ -72,10 +73,13 @@ var build = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
+// built is the folder that build made.
+var built string
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := build(); os.Geteuid() == 0 && err == nil && os.Getenv("SLUICE_BUILD") == "" {
-		os.RemoveAll(dir)
+	if built != "" {
+		os.RemoveAll(built)
 	}
 	os.Exit(code)
 }
