@@ -36,12 +36,6 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 
 // admit writes the result, as the last thing that can fail.
 func (p *plugin) admit(ctx context.Context, r *request, result []byte) error {
-	// Before the question: the agent keeps the links in mind also of pods that may be enrolled later. That they cannot
-	// be found out matters only to a pod that is enrolled now.
-	var unresolved error
-	if r.exempt() == "" {
-		unresolved = resolveLinks(r.pod)
-	}
 	decision, err := r.decide(ctx, false)
 	if err != nil {
 		return err
@@ -50,7 +44,7 @@ func (p *plugin) admit(ctx context.Context, r *request, result []byte) error {
 		r.log.Debug("pod passes", "reason", decision.Reason)
 		return p.succeed(result)
 	}
-	e := &enrolment{request: r, decision: decision, unresolved: unresolved}
+	e := &enrolment{request: r, decision: decision}
 	err = e.enrol(ctx)
 	if err == nil {
 		err = p.succeed(result)
@@ -66,8 +60,7 @@ func (p *plugin) admit(ctx context.Context, r *request, result []byte) error {
 // enrolment is one pod on its way into the mesh, and what to undo if it does not get there.
 type enrolment struct {
 	*request
-	decision   *nodeapi.Decision
-	unresolved error // why the pod's links are not known
+	decision *nodeapi.Decision
 
 	again    bool // this very sandbox was enrolled before, and stays so
 	attached bool // by us

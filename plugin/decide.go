@@ -25,6 +25,16 @@ func (r *request) exempt() string {
 	return ""
 }
 
+// lookInside completes what prevResult says of the pod. It comes before the question: to a pod without an address nobody
+// could connect, and the agent keeps the links in mind also of pods that may be enrolled later. That they cannot be found
+// out matters only to a pod that is enrolled now.
+func (r *request) lookInside() {
+	r.unresolved = resolveLinks(r.pod)
+	if len(r.pod.Addresses()) == 0 {
+		r.pod.Interfaces[0].Addresses = r.elsewhere
+	}
+}
+
 // decide asks the agent whether the pod is enrolled. When the agent does not decide, because it is away or because
 // this very question is one it refuses, pods of namespaces that were not enrolled when it last ran pass: a broken mesh
 // must not keep the rest of the node from starting. For all others letting them pass could be a bypass: an error.
@@ -34,6 +44,7 @@ func (r *request) decide(ctx context.Context, dryRun bool) (*nodeapi.Decision, e
 	if reason := r.exempt(); reason != "" {
 		return pass(reason), nil
 	}
+	r.lookInside()
 	resp, err := ask(ctx, r.config, decideTimeout, &nodeapi.Request{Verb: nodeapi.VerbDecide, Pod: r.pod, DryRun: dryRun})
 	if err == nil {
 		d := resp.Decision

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
@@ -20,7 +21,8 @@ var errNodeNetns = errors.New("CNI_NETNS is the node's own network namespace")
 // resolveLinks finds the pod's interfaces and notes the host's end of each, as an ifindex in the plugin's own
 // namespace. Loopbacks are dropped from the list: prevResult may name them, capture is not for them.
 //
-// A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard. On error pod is as it was.
+// A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard. One without addresses, which a plugin
+// may leave out of its result, has those that the kernel knows. On error pod is as it was.
 func resolveLinks(pod *nodeapi.Pod) error {
 	ns, err := netns.Open(pod.Netns)
 	if err != nil {
@@ -113,6 +115,11 @@ func podLinks(interfaces []nodeapi.Interface, hostFD int) ([]podLink, error) {
 			continue
 		}
 		l := podLink{Interface: i, ifindex: attrs.Index}
+		if len(i.Addresses) == 0 {
+			if l.Addresses, err = unicast(link); err != nil {
+				return nil, fmt.Errorf("addresses of %q: %w", i.Name, err)
+			}
+		}
 		// An id of -1 means: none was ever given, so no link of this namespace ends there.
 		if link.Type() == "veth" && hostID >= 0 && attrs.NetNsID == hostID {
 			l.peer = attrs.ParentIndex
@@ -120,6 +127,18 @@ func podLinks(interfaces []nodeapi.Interface, hostFD int) ([]podLink, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// unicast returns the addresses of the link by which others may know the pod.
+func unicast(link netlink.Link) ([]netip.Prefix, error) {
+	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	var out []netip.Prefix
+	for _, a := range list {
+		if prefix, ok := prefixOf(*a.IPNet); ok && prefix.Addr().IsGlobalUnicast() {
+			out = append(out, prefix)
+		}
+	}
+	return out, err
 }
 
 // isPeerOf tells whether the host's link is a veth whose other end is l. Both ends must name each other: an ifindex

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -134,6 +135,9 @@ type request struct {
 	id     identity
 	pod    *nodeapi.Pod
 	log    *slog.Logger
+
+	elsewhere  []netip.Prefix // addresses that prevResult gives to no interface of the pod
+	unresolved error          // why the pod's links are not known
 }
 
 func (p *plugin) parse(args *skel.CmdArgs) (*request, error) {
@@ -149,9 +153,9 @@ func (p *plugin) parse(args *skel.CmdArgs) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	pod := podOf(c, args, id)
-	pod.Interfaces = prev.Interfaces(args.IfName, args.Netns)
-	return &request{config: c, prev: prev, id: id, pod: pod, log: p.log(c, id, args)}, nil
+	r := &request{config: c, prev: prev, id: id, pod: podOf(c, args, id), log: p.log(c, id, args)}
+	r.pod.Interfaces, r.elsewhere = prev.Interfaces(args.IfName, args.Netns)
+	return r, nil
 }
 
 // podOf is the sandbox as the agent is told of it.

@@ -140,9 +140,9 @@ func (p *prevResult) PrintTo(w io.Writer) error {
 }
 
 // Interfaces returns the interfaces inside the pod, whose namespace is at path, and their addresses. Plugins that list
-// none made ifName. An address that names no interface belongs to the first.
-func (p *prevResult) Interfaces(ifName, path string) []nodeapi.Interface {
-	var out []nodeapi.Interface
+// none made ifName. An address that names no interface belongs to the first; elsewhere are those that name an interface
+// outside the pod, or none there is.
+func (p *prevResult) Interfaces(ifName, path string) (out []nodeapi.Interface, elsewhere []netip.Prefix) {
 	at := map[int]int{} // index in the result: index in out
 	for i, listed := range p.read.Interfaces {
 		// CNI 1.1, section "ADD Success": a path. Some write other things: the AWS VPC CNI a number, for an entry that is
@@ -168,9 +168,11 @@ func (p *prevResult) Interfaces(ifName, path string) []nodeapi.Interface {
 		}
 		if inside {
 			out[i].Addresses = append(out[i].Addresses, prefix)
+		} else {
+			elsewhere = append(elsewhere, prefix)
 		}
 	}
-	return out
+	return out, elsewhere
 }
 
 func prefixOf(n net.IPNet) (netip.Prefix, bool) {

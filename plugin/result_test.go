@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -169,8 +170,16 @@ func TestInterfacesOfPrevResult(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := prev.Interfaces("eth7", "/n"); !reflect.DeepEqual(got, tc.want) {
+			got, elsewhere := prev.Interfaces("eth7", "/n")
+			if !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("got  %+v\nwant %+v", got, tc.want)
+			}
+			known := len(elsewhere)
+			for _, i := range got {
+				known += len(i.Addresses)
+			}
+			if known != len(prev.read.IPs) {
+				t.Errorf("got %d addresses, want all %d", known, len(prev.read.IPs))
 			}
 		})
 	}
@@ -185,6 +194,43 @@ func TestAddAfterAPluginThatNotesToItself(t *testing.T) {
 	wantSameJSON(t, []byte(o.stdout), []byte(s.prev))
 	l.wantAttached(s.containerID)
 	l.cni("CHECK", s, map[string]any{"cniVersion": "0.4.0"}).wantOK(t)
+}
+
+// A result may leave the addresses out, or hang them on the host's end. The pod has them all the same, and without one
+// it would not be enrolled.
+func TestAddKnowsAddressesThatPrevResultDoesNotGiveThePod(t *testing.T) {
+	l := newLab(t)
+	for name, tc := range map[string]struct {
+		ips   string
+		flush bool
+		want  func(pod *testutil.Pod) []netip.Addr
+	}{
+		"none":          {`[]`, false, func(pod *testutil.Pod) []netip.Addr { return []netip.Addr{pod.Addr4, pod.Addr6} }},
+		"the gateway's": {`[{"interface":0,"address":"10.77.0.1/24"}]`, false, func(pod *testutil.Pod) []netip.Addr { return []netip.Addr{pod.Addr4, pod.Addr6} }},
+		"on the host's end, and the kernel has none": {`[{"interface":0,"address":"10.9.0.7/24"}]`, true,
+			func(*testutil.Pod) []netip.Addr { return []netip.Addr{netip.MustParseAddr("10.9.0.7")} }},
+		"on an interface that is not listed": {`[{"interface":9,"address":"10.9.0.7/24"}]`, true,
+			func(*testutil.Pod) []netip.Addr { return []netip.Addr{netip.MustParseAddr("10.9.0.7")} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, pod := l.sandbox("mesh", "web")
+			if tc.flush {
+				pod.Run(t, "ip", "addr", "flush", "dev", "eth0", "scope", "global")
+			}
+			s.prev = fmt.Sprintf(`{"cniVersion":"1.1.0","interfaces":[{"name":"h"},{"name":"eth0","sandbox":%q}],"ips":%s}`, pod.Path, tc.ips)
+			l.agent.requests()
+			o := l.cni("ADD", s, nil).wantOK(t)
+			wantSameJSON(t, []byte(o.stdout), []byte(s.prev))
+			l.must(l.bpfNode.DetachPod(s.uid))
+			l.cni("CHECK", s, nil).wantError(t, codeDamaged, "the pod is enrolled")
+			want := fmt.Sprint(tc.want(pod))
+			for _, r := range l.agent.requests() {
+				if got := fmt.Sprint(r.Pod.Addresses()); got != want {
+					t.Errorf("%s: got addresses %s, want %s", r.Verb, got, want)
+				}
+			}
+		})
+	}
 }
 
 // One namespace has many paths: /var/run is a link to /run, and /proc has one for each process and thread.
