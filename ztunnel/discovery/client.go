@@ -57,9 +57,10 @@ type Client struct {
 	cfg  Config
 	node *corev3.Node
 	// held is the version of every resource in the store, by type and name. Only Run touches it.
-	held   map[string]map[string]string
-	synced chan struct{}
-	once   sync.Once
+	held    map[string]map[string]string
+	missing missingLog // only Run touches it
+	synced  chan struct{}
+	once    sync.Once
 }
 
 // typeURLs in the order they are asked for, and answered: policies first. A workload that came before the policies it
@@ -92,7 +93,8 @@ func NewClient(cfg Config) (*Client, error) {
 	for _, url := range typeURLs {
 		held[url] = map[string]string{}
 	}
-	return &Client{cfg: cfg, node: node, held: held, synced: make(chan struct{})}, nil
+	missing := missingLog{node: cfg.Node.NodeName, log: cfg.Logger}
+	return &Client{cfg: cfg, node: node, held: held, missing: missing, synced: make(chan struct{})}, nil
 }
 
 // Synced is closed once the first response of each type is in the store and answered. It stays closed.
@@ -187,6 +189,7 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 		waiting = slices.DeleteFunc(waiting, func(url string) bool { return url == r.GetTypeUrl() })
 		if len(waiting) == 0 {
 			c.once.Do(func() { close(c.synced) })
+			c.missing.report(c.cfg.Store)
 		}
 	}
 }
@@ -213,7 +216,7 @@ func (c *Client) receive(s adsStream, r *discoveryv3.DeltaDiscoveryResponse) err
 	}
 	c.cfg.Counters.XDSMessage(r.GetTypeUrl(), size)
 	good, bad := parseResponse(r)
-	c.cfg.Store.Apply(good.update)
+	c.missing.note(c.cfg.Store.Apply(good.update))
 	c.hold(r.GetTypeUrl(), good)
 	answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}
 	if bad != nil {

@@ -129,19 +129,6 @@ func (s *Store) PoliciesFor(w *Workload) []*Policy {
 	return list
 }
 
-// MissingPolicies returns the policies that w names and nobody published.
-func (s *Store) MissingPolicies(w *Workload) []string {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	var missing []string
-	for _, key := range w.Policies {
-		if s.policies[key] == nil {
-			missing = append(missing, key)
-		}
-	}
-	return missing
-}
-
 // Workloads returns all workloads by uid.
 func (s *Store) Workloads() []*Workload {
 	s.mu.RLock()

@@ -154,9 +154,6 @@ func TestPoliciesFor(t *testing.T) {
 	if got, want := keys(), "root/global shop/ns shop/mine"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := s.MissingPolicies(w); !slices.Equal(got, []string{"shop/unknown"}) {
-		t.Errorf("missing %v, want shop/unknown", got)
-	}
 	s.Apply(Update{Policies: []*Policy{policy("shop", "ns", PolicyWorkload)}})
 	if got, want := keys(), "root/global shop/mine"; got != want {
 		t.Errorf("after a change of scope got %q, want %q", got, want)

@@ -62,6 +62,17 @@ func (p *prefixes) find(a netip.Addr, clientNamespace string) *Service {
 	return best
 }
 
+// contains reports whether a service has a range with the address in it.
+func (p *prefixes) contains(a netip.Addr) bool {
+	if p == nil {
+		return false
+	}
+	return slices.ContainsFunc(p.sorted, func(length int) bool {
+		prefix, err := a.Prefix(length)
+		return err == nil && len(p.services.all(prefix)) > 0
+	})
+}
+
 // all lists every service once per range, in no order.
 func (p *prefixes) all() []*Service {
 	var list []*Service

@@ -71,8 +71,9 @@ type Update struct {
 	RemovePolicies []string
 }
 
-// Apply makes the changes and tells subscribers, unless everything was as the update says already.
-func (s *Store) Apply(u Update) {
+// Apply makes the changes and tells subscribers, unless everything was as the update says already. It returns what
+// changed.
+func (s *Store) Apply(u Update) Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := changes{endpoints: map[ServiceKey]struct{}{}}
@@ -95,6 +96,7 @@ func (s *Store) Apply(u Update) {
 		s.rebuildEndpoints(key)
 	}
 	s.notify(c.Change)
+	return c.Change
 }
 
 // changes gathers what an update did.
