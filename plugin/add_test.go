@@ -154,18 +154,43 @@ var absences = map[string]func(t *testing.T, socket string) string{
 		_ = ln.Close()
 		return "connection refused"
 	},
-	"hangs":       func(t *testing.T, socket string) string { answer(t, socket, ""); return "no answer in time" },
-	"garbage":     func(t *testing.T, socket string) string { answer(t, socket, "HTTP/1.1 200 OK"); return "not the agent" },
-	"no decision": func(t *testing.T, socket string) string { answer(t, socket, `{"version":1}`); return "no decision" },
-	"enrolled, no pin": func(t *testing.T, socket string) string {
-		answer(t, socket, `{"version":1,"decision":{"enrolled":true}}`)
-		return "no decision"
-	},
+	"hangs":           func(t *testing.T, socket string) string { answer(t, socket, ""); return "no answer in time" },
+	"garbage":         func(t *testing.T, socket string) string { answer(t, socket, "HTTP/1.1 200 OK"); return "not the agent" },
+	"no decision":     func(t *testing.T, socket string) string { answer(t, socket, `{"version":1}`); return "no decision" },
 	"another release": func(t *testing.T, socket string) string { answer(t, socket, `{"version":99}`); return "version 99" },
-	"refuses": func(t *testing.T, socket string) string {
-		answer(t, socket, `{"version":1,"error":{"code":"try-again","message":"still starting"}}`)
-		return "still starting"
-	},
+}
+
+// An agent that refuses is not away. It may know that the pod is enrolled, whatever it knew when it wrote that down.
+func TestAddFailsWhenTheAgentRefuses(t *testing.T) {
+	refused := func(code nodeapi.Code) string {
+		return fmt.Sprintf(`{"version":1,"error":{"code":%q,"message":"something went wrong"}}`, code)
+	}
+	for name, tc := range map[string]struct {
+		answer string
+		code   uint
+		words  []string
+	}{
+		"try again":        {refused(nodeapi.CodeTryAgain), types.ErrTryAgainLater, []string{"something went wrong", "see that both run"}},
+		"internal":         {refused(nodeapi.CodeInternal), types.ErrTryAgainLater, []string{"something went wrong", "the agent's log"}},
+		"not found":        {refused(nodeapi.CodeNotFound), types.ErrTryAgainLater, []string{"something went wrong"}},
+		"a code of later":  {refused("too-hot"), types.ErrTryAgainLater, []string{"something went wrong"}},
+		"bad request":      {refused(nodeapi.CodeBadRequest), types.ErrInternal, []string{"something went wrong", "the agent's log"}},
+		"enrolled, no pin": {`{"version":1,"decision":{"enrolled":true}}`, types.ErrInternal, []string{"without a pin id"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.agent.stop()
+			answer(t, l.settings["agentSocket"].(string), tc.answer)
+			l.knows() // nothing enrolled
+			s, pod := l.sandbox("plain", "p")
+			before := l.snapshot(pod.NS)
+			for _, verb := range []string{"ADD", "CHECK"} {
+				l.cni(verb, s, nil).wantError(t, tc.code, append(tc.words, "pod plain/p: decide: agent: ")...)
+			}
+			wantSame(t, "after the failed ADD", l.snapshot(pod.NS), before)
+		})
+	}
 }
 
 // answer accepts at socket and sends text to everyone; an empty text means silence.
@@ -269,11 +294,13 @@ func TestAddUndoesItselfAfterEachStep(t *testing.T) {
 		"no ztunnel": {func(l *lab, _ *sandbox) { l.agent.refuse(serve, nodeapi.CodeTryAgain, "no ztunnel is connected") }, nil,
 			types.ErrTryAgainLater, "serve: agent: no ztunnel is connected", []nodeapi.Verb{decide, serve, release}},
 		"agent fails": {func(l *lab, _ *sandbox) { l.agent.refuse(serve, nodeapi.CodeInternal, "out of descriptors") }, nil,
-			types.ErrInternal, "out of descriptors", []nodeapi.Verb{decide, serve, release}},
+			types.ErrTryAgainLater, "out of descriptors", []nodeapi.Verb{decide, serve, release}},
+		"agent does not understand": {func(l *lab, _ *sandbox) { l.agent.refuse(serve, nodeapi.CodeBadRequest, "what pod?") }, nil,
+			types.ErrInternal, "what pod?", []nodeapi.Verb{decide, serve, release}},
 		"release fails too": {func(l *lab, _ *sandbox) {
 			l.agent.refuse(serve, nodeapi.CodeInternal, "out of descriptors")
 			l.agent.refuse(release, nodeapi.CodeInternal, "still out of descriptors")
-		}, nil, types.ErrInternal, "out of descriptors", []nodeapi.Verb{decide, serve, release}},
+		}, nil, types.ErrTryAgainLater, "out of descriptors", []nodeapi.Verb{decide, serve, release}},
 		"agent served, then failed": {func(l *lab, _ *sandbox) {
 			l.agent.put(serve, func(r *nodeapi.Request) (nodeapi.Answer, *nodeapi.Error) {
 				if err := l.agent.serve(r.Pod); err != nil {

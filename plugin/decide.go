@@ -35,9 +35,10 @@ func (r *request) lookInside() {
 	}
 }
 
-// decide asks the agent whether the pod is enrolled. When the agent does not decide, because it is away or because
-// this very question is one it refuses, pods of namespaces that were not enrolled when it last ran pass: a broken mesh
-// must not keep the rest of the node from starting. For all others letting them pass could be a bypass: an error.
+// decide asks the agent whether the pod is enrolled. When no agent answers, pods of namespaces that were not enrolled when
+// it last ran pass: a broken mesh must not keep the rest of the node from starting. For all others letting them pass could
+// be a bypass: an error. So could it be to go by what was known last when an agent does answer, and refuses: it may have
+// found the pod enrolled, and failed after that.
 //
 // A dry run does not enrol the pod afterwards.
 func (r *request) decide(ctx context.Context, dryRun bool) (*nodeapi.Decision, error) {
@@ -46,15 +47,25 @@ func (r *request) decide(ctx context.Context, dryRun bool) (*nodeapi.Decision, e
 	}
 	r.lookInside()
 	resp, err := ask(ctx, r.config, decideTimeout, &nodeapi.Request{Verb: nodeapi.VerbDecide, Pod: r.pod, DryRun: dryRun})
-	if err == nil {
-		d := resp.Decision
-		if d != nil && (!d.Enrolled || d.PinID != "") {
-			return d, nil
-		}
+	if err == nil && resp.Decision == nil {
 		err = &nodeapi.UnreachableError{
 			Socket: r.config.AgentSocket, Reason: "what answers there is not the agent: no decision in the answer", Err: nodeapi.ErrGarbage,
 		}
 	}
+	var unreachable *nodeapi.UnreachableError
+	switch {
+	case errors.As(err, &unreachable):
+		return r.lastKnown(err)
+	case err != nil:
+		return nil, fmt.Errorf("decide: %w", err)
+	case resp.Decision.Enrolled && resp.Decision.PinID == "":
+		return nil, fmt.Errorf("decide: %w", nodeapi.Errorf(nodeapi.CodeBadRequest, "the pod is enrolled, but without a pin id"))
+	}
+	return resp.Decision, nil
+}
+
+// lastKnown decides without the agent, which err keeps away.
+func (r *request) lastKnown(err error) (*nodeapi.Decision, error) {
 	last, lerr := nodeapi.LoadLastKnown(r.config.StateDir)
 	switch {
 	case errors.Is(lerr, fs.ErrNotExist):

@@ -82,7 +82,7 @@ func TestDelTellsWhatWentWrongAndDoesTheRest(t *testing.T) {
 	s, _ := l.sandbox("mesh", "p")
 	l.cni("ADD", s, nil).wantOK(t)
 	l.agent.refuse(nodeapi.VerbRelease, nodeapi.CodeInternal, "cannot close")
-	l.cni("DEL", s, nil).wantError(t, types.ErrInternal, "sluice-cni: delete pod mesh/p: release: agent: cannot close")
+	l.cni("DEL", s, nil).wantError(t, types.ErrTryAgainLater, "sluice-cni: delete pod mesh/p: release: agent: cannot close")
 	l.wantAttached()
 }
 

@@ -32,22 +32,23 @@ func codeOf(err error, fallback uint) uint {
 	case errors.As(err, &unreachable), errors.Is(err, bpf.ErrNotLoaded),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return types.ErrTryAgainLater
-	case errors.As(err, &refusal) && refusal.Code == nodeapi.CodeTryAgain:
-		return types.ErrTryAgainLater
-	case errors.As(err, &refusal):
+	case errors.As(err, &refusal) && refusal.Code == nodeapi.CodeBadRequest:
 		return types.ErrInternal
+	case errors.As(err, &refusal):
+		return types.ErrTryAgainLater
 	}
 	return fallback
 }
 
 // wayOut says what a person can do about err; empty when the error says it all.
 func wayOut(err error) string {
-	switch codeOf(err, 0) {
-	case types.ErrTryAgainLater:
+	var refusal *nodeapi.Error
+	switch code := codeOf(err, 0); {
+	case errors.As(err, &refusal) && refusal.Code != nodeapi.CodeTryAgain:
+		return "the agent's log on this node says more"
+	case code == types.ErrTryAgainLater:
 		return "the pod is created as soon as the Sluice agent and its ztunnel on this node are ready: see that both run; " +
 			"the runtime tries again by itself"
-	case types.ErrInternal:
-		return "the agent's log on this node says more"
 	}
 	return ""
 }
