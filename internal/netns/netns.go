@@ -85,6 +85,23 @@ func (ns *NS) Do(fn func() error) error {
 	return <-done
 }
 
+// Enter moves the calling thread into the namespace. The goroutine must be locked to it, and has to see to the way back;
+// [NS.Do] does. A Close meanwhile waits, so that the descriptor cannot be another namespace's by then.
+func (ns *NS) Enter() error {
+	raw, err := ns.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("enter netns %q: %w", ns.file.Name(), err)
+	}
+	var serr error
+	if err := raw.Control(func(fd uintptr) { serr = unix.Setns(int(fd), unix.CLONE_NEWNET) }); err != nil {
+		return fmt.Errorf("enter netns %q: %w", ns.file.Name(), err)
+	}
+	if serr != nil {
+		return fmt.Errorf("enter netns %q: %w", ns.file.Name(), serr)
+	}
+	return nil
+}
+
 // doLocked leaves the goroutine locked to its thread when it must not be reused: the runtime then ends the thread.
 func (ns *NS) doLocked(fn func() error) (err error) {
 	runtime.LockOSThread()
@@ -95,9 +112,9 @@ func (ns *NS) doLocked(fn func() error) (err error) {
 	}
 	defer func() { _ = home.Close() }()
 
-	if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
+	if err := ns.Enter(); err != nil {
 		runtime.UnlockOSThread()
-		return fmt.Errorf("enter netns %q: %w", ns.file.Name(), err)
+		return err
 	}
 	defer func() {
 		if unix.Setns(home.FD(), unix.CLONE_NEWNET) == nil {
