@@ -47,22 +47,28 @@ func NewPod(info Info, fd int, sockets *Sockets) (*Pod, error) {
 	return &Pod{Info: info, ID: id, ns: ns, sockets: sockets}, nil
 }
 
-// Dial connects from inside the pod with the pod's own address.
-func (p *Pod) Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	return p.sockets.dial(ctx, p.ns, netip.Addr{}, to)
-}
-
-// DialFrom connects from inside the pod with the address from, which the pod need not own. If from is the destination
-// itself, the pod's own address is used: a connection from an address to itself needs no disguise.
-func (p *Pod) DialFrom(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+// Dial connects from inside the pod with its address from; the zero address leaves the choice to the kernel, and so does
+// one of the other family.
+func (p *Pod) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
 	from = from.Unmap()
-	if from == to.Addr() {
+	if from.IsValid() && from.Is4() != to.Addr().Is4() {
 		from = netip.Addr{}
 	}
-	if from.IsValid() && from.Is4() != to.Addr().Is4() {
+	return p.sockets.dial(ctx, p.ns, from, to)
+}
+
+// Deliver connects from inside the pod with the address from, which the pod need not own, and with no source that avoid
+// refuses. If from is the destination itself, the pod's own address is used: a connection from an address to itself
+// needs no disguise.
+func (p *Pod) Deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
+	from = from.Unmap()
+	if from == to.Addr() {
+		return p.sockets.dial(ctx, p.ns, netip.Addr{}, to)
+	}
+	if from.Is4() != to.Addr().Is4() {
 		return nil, fmt.Errorf("dial %s from %s: different address families", to, from)
 	}
-	return p.sockets.dial(ctx, p.ns, from, to)
+	return p.sockets.deliver(ctx, p.ns, from, to, avoid)
 }
 
 // close lets go of the namespace. Connections made in it stay open.

@@ -73,8 +73,8 @@ func (s *Sockets) work(ctx context.Context) {
 }
 
 func socketIn(ns *netns.NS, family int) (int, error) {
-	if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
-		return -1, fmt.Errorf("enter netns: %w", err)
+	if err := ns.Enter(); err != nil {
+		return -1, err
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -102,17 +102,25 @@ func (s *Sockets) open(ctx context.Context, ns *netns.NS, family int) (int, erro
 	return r.fd, nil
 }
 
-// dial connects to to from inside ns. A valid from is the source address, owned by the pod or not.
+// dial connects to to from inside ns. A valid from is the source address, which must be the pod's.
 func (s *Sockets) dial(ctx context.Context, ns *netns.NS, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	conn, err := s.dialOnce(ctx, ns, netip.AddrPortFrom(from, 0), to, nil)
+	return conn, dialError(to, err)
+}
+
+func dialError(to netip.AddrPort, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+}
+
+func (s *Sockets) dialOnce(ctx context.Context, ns *netns.NS, from, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
 	fd, err := s.open(ctx, ns, familyOf(to.Addr()))
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
+		return nil, err
 	}
-	conn, err := connect(ctx, fd, from, to)
-	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
-	}
-	return conn, nil
+	return connect(ctx, fd, from, to, avoid)
 }
 
 func familyOf(a netip.Addr) int {
@@ -129,16 +137,19 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// connect takes ownership of fd.
-func connect(ctx context.Context, fd int, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+// connect takes ownership of fd. An avoid makes it bind to an address that need not be the pod's.
+func connect(ctx context.Context, fd int, from, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
 	var err error
-	if from.IsValid() {
-		err = bindForeign(fd, from)
+	if from.Addr().IsValid() {
+		err = bind(fd, from, avoid != nil)
 	}
 	if err == nil {
 		err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
 	}
 	pending := errors.Is(err, unix.EINPROGRESS)
+	if (err == nil || pending) && avoid != nil && avoid(localAddr(fd)) {
+		err, pending = errAvoided, false
+	}
 	if err != nil && !pending {
 		_ = unix.Close(fd)
 		return nil, err
@@ -160,20 +171,27 @@ func connect(ctx context.Context, fd int, from netip.Addr, to netip.AddrPort) (*
 	return tcp, tcp.SetKeepAliveConfig(KeepAlive)
 }
 
-// bindForeign makes the socket speak from an address that need not be the pod's. The port is chosen at connect, per
-// destination, so that 28000 deliveries to one port do not use up those to another.
-func bindForeign(fd int, from netip.Addr) error {
-	level, transparent := unix.SOL_IP, unix.IP_TRANSPARENT
-	if !from.Is4() {
-		level, transparent = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+// bind makes the socket speak from an address; foreign means that it need not be the pod's. Port 0 is chosen at connect,
+// per destination, so that 28000 connections to one port do not use up those to another.
+func bind(fd int, from netip.AddrPort, foreign bool) error {
+	if foreign {
+		level, transparent := unix.SOL_IP, unix.IP_TRANSPARENT
+		if !from.Addr().Is4() {
+			level, transparent = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+		}
+		if err := unix.SetsockoptInt(fd, level, transparent, 1); err != nil {
+			return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+		}
 	}
-	if err := unix.SetsockoptInt(fd, level, transparent, 1); err != nil {
-		return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+	level, option, name := unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, "IP_BIND_ADDRESS_NO_PORT"
+	if from.Port() != 0 {
+		// The same port serves one client towards several ports of the pod.
+		level, option, name = unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR"
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
-		return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return os.NewSyscallError("setsockopt "+name, err)
 	}
-	return os.NewSyscallError("bind "+from.String(), unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))))
+	return os.NewSyscallError("bind "+from.String(), unix.Bind(fd, sockaddr(from)))
 }
 
 // awaitConnect waits until the connect in progress on f has ended, and returns how.

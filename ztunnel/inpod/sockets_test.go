@@ -38,7 +38,7 @@ func TestDialIsFromInsideThePod(t *testing.T) {
 	pod := newTestPod(t, a.Path)
 	for _, family := range []string{"4", "6"} {
 		echo := b.Echo(t, "b", netip.AddrPortFrom(b.Addr(family), 0).String())
-		conn, err := pod.Dial(t.Context(), echo.Addr)
+		conn, err := pod.Dial(t.Context(), netip.Addr{}, echo.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,17 +65,17 @@ func TestDialReportsWhyItFailed(t *testing.T) {
 	node := testutil.NewNode(t)
 	a, b := node.Pod(t, "a"), node.Pod(t, "b")
 	pod := newTestPod(t, a.Path)
-	if _, err := pod.Dial(t.Context(), netip.AddrPortFrom(b.Addr4, 9)); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := pod.Dial(t.Context(), netip.Addr{}, netip.AddrPortFrom(b.Addr4, 9)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens: got %v, want connection refused", err)
 	}
-	_, err := pod.DialFrom(t.Context(), b.Addr6, netip.AddrPortFrom(b.Addr4, 9))
+	_, err := pod.Deliver(t.Context(), b.Addr6, netip.AddrPortFrom(b.Addr4, 9), nil)
 	if err == nil || !strings.Contains(err.Error(), "different address families") {
 		t.Errorf("other family: got %v", err)
 	}
 	node.Run(t, "nft", "add table inet t; add chain inet t f { type filter hook forward priority 0; policy drop; }")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := pod.Dial(ctx, netip.AddrPortFrom(b.Addr4, 9)); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := pod.Dial(ctx, netip.Addr{}, netip.AddrPortFrom(b.Addr4, 9)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("no answer: got %v, want the deadline", err)
 	}
 }

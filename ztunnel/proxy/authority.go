@@ -52,7 +52,7 @@ func (r *router) inbound(self *discovery.Workload, local netip.Addr, authority s
 	if tunnel != nil && tunnel.Port != 0 {
 		port = tunnel.Port
 	}
-	if isReservedPort(port) {
+	if r.isReserved(port) {
 		return netip.AddrPort{}, reject(statusUnavailable, VerdictReservedPort, "port %d is ztunnel's own", port)
 	}
 	return netip.AddrPortFrom(local, port), nil

@@ -66,7 +66,7 @@ func answer(l net.Listener) {
 }
 
 func exchange(n network, to netip.AddrPort) error {
-	conn, err := n.Dial(context.Background(), to)
+	conn, err := n.Dial(context.Background(), netip.Addr{}, to)
 	if err != nil {
 		return err
 	}

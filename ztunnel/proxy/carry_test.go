@@ -117,19 +117,6 @@ func TestNobodyListensReachesTheClientAsReset(t *testing.T) {
 	w.wantLine(`direction="inbound"`, `verdict="refused-connect"`, "connection refused")
 }
 
-func TestPortsOfZtunnelAreRefused(t *testing.T) {
-	w := newWorld(t)
-	for _, port := range []uint16{15001, 15006} {
-		if err := w.mustFail(w.legacy, netip.AddrPortFrom(w.server.Addr4, port)); err == nil {
-			t.Errorf("plaintext to port %d: connected", port)
-		}
-		if err := w.mustFail(w.client.Pod, netip.AddrPortFrom(w.server.Addr4, port)); err == nil {
-			t.Errorf("mesh to port %d: connected", port)
-		}
-	}
-	w.wantLine(`verdict="refused-reserved-port"`)
-}
-
 func TestHalfCloseBothWays(t *testing.T) {
 	w := newWorld(t)
 	for name, from := range map[string]*testutil.Pod{"mTLS": w.client.Pod, "plaintext": w.legacy} {

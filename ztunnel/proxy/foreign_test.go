@@ -42,7 +42,7 @@ func newForeignWorld(t *testing.T) *world {
 	}
 	w := &world{t: t, host: testutil.NewNode(t), ca: testCA{testutil.NewCA(t)}, store: discovery.NewStore()}
 	w.proxy = w.newProxy()
-	w.proxy.Redirected = true
+	w.proxy.Redirected, w.proxy.router.redirected = true, true
 	w.proxy.sockets = inpod.NewSockets(t.Context(), inpod.SetMark)
 	w.client, w.server = w.enrolForeign(w.proxy, "client"), w.enrolForeign(w.proxy, "server")
 	w.legacy = w.host.Pod(t, "legacy")
@@ -94,11 +94,39 @@ func TestForeignAgentsRulesWork(t *testing.T) {
 	}
 }
 
+func TestPortsOfZtunnelAreRefused(t *testing.T) {
+	w := newForeignWorld(t)
+	for _, port := range []uint16{15001, 15006} {
+		if err := w.mustFail(w.legacy, netip.AddrPortFrom(w.server.Addr4, port)); err == nil {
+			t.Errorf("plaintext to port %d: connected", port)
+		}
+		if err := w.mustFail(w.client.Pod, netip.AddrPortFrom(w.server.Addr4, port)); err == nil {
+			t.Errorf("mesh to port %d: connected", port)
+		}
+	}
+	w.wantLine(`verdict="refused-reserved-port"`)
+}
+
+// The rules let what a pod sends to itself through, and so to ztunnel's own ports, where it would go round in circles.
+func TestForeignPodCannotCallZtunnelsOwnPorts(t *testing.T) {
+	w := newForeignWorld(t)
+	for _, family := range []string{"4", "6"} {
+		for _, port := range []uint16{15001, 15006} {
+			to := netip.AddrPortFrom(w.client.Addr(family), port)
+			w.mustFail(w.client.Pod, to)
+			w.wantLine(fmt.Sprintf("dst.addr=%s", to), `verdict="refused-reserved-port"`)
+		}
+	}
+	if n := len(w.proxy.log.lines("refused-reserved-port")); n != 4 {
+		t.Errorf("%d connections refused, want the 4 that were made", n)
+	}
+}
+
 func TestForeignListenersAreSharedWithTheNextZtunnel(t *testing.T) {
 	w := newForeignWorld(t)
 	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
 	next := w.newProxy()
-	next.Redirected = true
+	next.Redirected, next.router.redirected = true, true
 	next.sockets = inpod.NewSockets(t.Context(), inpod.SetMark)
 	for name, e := range map[string]*enrolled{"client": w.client, "server": w.server} {
 		t.Cleanup(w.serveForeign(next, e, name).Stop)
@@ -117,7 +145,7 @@ func TestForeignListenersCarryTheMark(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	conn, err := pod.Dial(t.Context(), w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 0).String()).Addr)
+	conn, err := pod.Dial(t.Context(), netip.Addr{}, w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 0).String()).Addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func TestBadAuthoritiesAreRefusedByStatus(t *testing.T) {
 		{"127.0.0.1:80", 400, "ip mismatch: 127.0.0.1 != "},
 		{w.server.Addr4.String(), 400, "bad authority"},
 		{"nobody.default.svc.cluster.local:80", 503, "unknown service"},
-		{netip.AddrPortFrom(w.server.Addr4, 15008).String(), 503, "port 15008 is ztunnel's own"},
+		{netip.AddrPortFrom(w.server.Addr4, 15008).String(), 503, "connection refused"},
 		{netip.AddrPortFrom(w.server.Addr4, 9).String(), 503, "connection refused"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -92,5 +92,26 @@ func TestBadAuthoritiesAreRefusedByStatus(t *testing.T) {
 			t.Errorf("%s: got %v, want status %d", tc.authority, err, tc.status)
 		}
 		w.wantLine("connection complete", `direction="inbound"`, `dst.hbone_addr="`+tc.authority+`"`, tc.want)
+	}
+}
+
+// istio#52260, #52858, #49905: no port of the pod is ztunnel's.
+func TestAppsMayListenOnTheReferencesPorts(t *testing.T) {
+	w := newWorld(t)
+	for _, family := range []string{"4", "6"} {
+		for _, port := range []uint16{15001, 15006, 15053} {
+			echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr(family), port).String())
+			for _, from := range []*testutil.Pod{w.client.Pod, w.legacy} {
+				answer, err := from.AskFrom(echo.Addr)
+				if err != nil || answer.Name != "server" || answer.From.Addr() != from.Addr(family) {
+					t.Errorf("%s from %s: got %+v, %v", echo.Addr, from.Name, answer, err)
+				}
+			}
+		}
+		// From outside this port is HBONE's; through the mesh it is the application's.
+		echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr(family), 15008).String())
+		if answer, err := w.client.AskFrom(echo.Addr); err != nil || answer.Name != "server" {
+			t.Errorf("%s through the mesh: got %+v, %v", echo.Addr, answer, err)
+		}
 	}
 }

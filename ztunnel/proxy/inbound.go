@@ -89,18 +89,20 @@ func (p *podProxy) rejected(s *hbone.ServerStream, err error) error {
 
 // plaintext is the life of a connection to the pod from somebody who speaks no HBONE. A refusal reaches the client as a
 // reset.
-func (p *podProxy) plaintext(ctx context.Context, client *net.TCPConn) {
-	to, err := originalDst(client, p.Redirected)
-	ctx, f := p.begin(ctx, telemetry.Inbound, p.info.UID, addrPort(client.RemoteAddr()), to)
+func (p *podProxy) plaintext(ctx context.Context, conn *net.TCPConn) {
+	to, err := originalDst(conn, p.Redirected)
+	from := addrPort(conn.RemoteAddr())
+	defer p.clients.add(client{from, to})()
+	ctx, f := p.begin(ctx, telemetry.Inbound, p.info.UID, from, to)
 	if err == nil {
-		err = p.carryPlaintext(ctx, f, client)
+		err = p.carryPlaintext(ctx, f, conn)
 	}
-	abort(client) // does nothing to a connection that was carried to its end
+	abort(conn) // does nothing to a connection that was carried to its end
 	f.end(ctx, err)
 }
 
 // carryPlaintext: where to, may it without an identity, deliver, copy.
-func (p *podProxy) carryPlaintext(ctx context.Context, f *flow, client *net.TCPConn) error {
+func (p *podProxy) carryPlaintext(ctx context.Context, f *flow, conn *net.TCPConn) error {
 	src, to := f.access.Src.Addr, f.access.Dst.Addr
 	if isHidden(to.Addr()) {
 		return refuse(VerdictHiddenAddress, "connection to the hidden listener address %s", to)
@@ -111,7 +113,7 @@ func (p *podProxy) carryPlaintext(ctx context.Context, f *flow, client *net.TCPC
 	}
 	peer := p.Store.WorkloadByAddr(p.Network, src.Addr())
 	f.known(VerdictPlaintext, inboundLabels(peer, self, nil, nil), func(a *telemetry.Access) { describeInbound(a, peer, self, nil) })
-	if isReservedPort(to.Port()) {
+	if p.router.isReserved(to.Port()) {
 		return refuse(VerdictReservedPort, "port %d is ztunnel's own", to.Port())
 	}
 	input := policy.Input{SourceIP: src.Addr(), Dest: to}
@@ -122,14 +124,15 @@ func (p *podProxy) carryPlaintext(ctx context.Context, f *flow, client *net.TCPC
 	if err != nil {
 		return err
 	}
-	return f.relay(ctx, app, client)
+	return f.relay(ctx, app, conn)
 }
 
 // deliver connects to the application as if the client did.
 func (p *podProxy) deliver(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	app, err := p.network.DialFrom(ctx, from, to)
+	avoid := func(source netip.AddrPort) bool { return p.clients.has(client{source, to}) }
+	app, err := p.network.Deliver(ctx, from, to, avoid)
 	if err != nil {
 		return nil, refuse(VerdictConnect, "deliver: %w", err)
 	}

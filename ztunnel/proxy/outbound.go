@@ -5,7 +5,9 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
@@ -43,6 +45,9 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 	f.known(route.carried, labelsOf(src, route.workload, route.service, route.carried == VerdictMTLS), func(a *telemetry.Access) {
 		describeRoute(a, src, route)
 	})
+	if route.carried == VerdictLocal && p.router.isReserved(route.dial.Port()) {
+		return refuse(VerdictReservedPort, "port %d is ztunnel's own", route.dial.Port()) // it would come back here
+	}
 	if route.carried != VerdictMTLS {
 		return p.carryPlain(ctx, f, app, route)
 	}
@@ -56,7 +61,7 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, route *route) error {
 	dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	upstream, err := p.network.Dial(dialCtx, route.dial)
+	upstream, err := p.network.Dial(dialCtx, netip.Addr{}, route.dial)
 	if err != nil {
 		return refuse(VerdictConnect, "%w", err)
 	}
@@ -67,18 +72,33 @@ func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, ro
 func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, app *net.TCPConn, route *route) (*hbone.Stream, error) {
 	from := addrPort(app.RemoteAddr())
 	id := src.Identity()
+	own := from.Addr()
+	if !src.Owns(own) {
+		own = netip.Addr{} // a container behind the pod, or an address that the control plane does not know
+	}
 	key := hbone.Key{
 		Source: id.String(), Expected: strings.Join(route.expected, " "), Addr: route.dial, SourceIP: from.Addr(),
 	}
-	dial := func(ctx context.Context) (net.Conn, error) { return p.network.Dial(ctx, route.dial) }
+	dial := func(ctx context.Context) (net.Conn, error) { return p.network.Dial(ctx, own, route.dial) }
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+	defer cancel()
 	stream, _, err := p.pool.Connect(ctx, key, dial, p.ClientTLS(id, route.expected), hbone.ConnectRequest{
 		Authority: route.authority, Headers: connectHeaders(from, src, route.service),
 	})
+	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
+		return nil, refuse(VerdictPeer, "connect to %s: %w", route.authority, errNoAnswer)
+	}
 	if err != nil {
 		return nil, connectRefusal(err, route)
 	}
 	return stream, nil
 }
+
+// answerTimeout bounds a CONNECT request, from the wait for a connection to the peer's answer. The peer may wait for its
+// workload, then for its application.
+const answerTimeout = connectTimeout + selfTimeout + connectTimeout
+
+var errNoAnswer = fmt.Errorf("no answer within %s", answerTimeout)
 
 // connectRefusal says which step of an HBONE connect failed.
 func connectRefusal(err error, route *route) error {

@@ -26,6 +26,8 @@ type podProxy struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	clients clients // whose connections are carried in plaintext
+
 	mu        sync.Mutex
 	listeners *inpod.Listeners
 	draining  bool
@@ -88,14 +90,23 @@ func (p *podProxy) Drain(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { p.cancel(errForcedDrain) })
 	defer stop()
 	_ = p.server.Shutdown(ctx)
-	p.finish()
+	p.carrying.Wait()
+	// What the last connections sent may still be on its way to the peers.
+	flushing, cancel := context.WithTimeout(p.ctx, flushTimeout)
+	defer cancel()
+	_ = p.pool.Close(flushing)
+	p.cancel(errPodStopped)
 }
+
+// flushTimeout bounds how long HBONE connections without streams may take to end.
+const flushTimeout = 2 * time.Second
 
 // Stop implements [inpod.Proxy].
 func (p *podProxy) Stop() {
 	p.cancel(errPodStopped)
 	p.stopAccepting()
-	p.finish()
+	p.carrying.Wait()
+	_ = p.pool.Close(p.ctx)
 }
 
 // stopAccepting closes the listeners and waits for the accept loops. What was accepted is carried.
@@ -113,10 +124,4 @@ func (p *podProxy) stopAccepting() {
 	}
 	l.Close()
 	p.accepting.Wait()
-}
-
-func (p *podProxy) finish() {
-	p.carrying.Wait()
-	p.cancel(errPodStopped)
-	_ = p.pool.Close(p.ctx)
 }

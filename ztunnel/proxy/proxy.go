@@ -59,7 +59,7 @@ type Proxy struct {
 // New returns a Proxy. Its check of live connections against changed policies ends with ctx.
 func New(ctx context.Context, c Config) *Proxy {
 	p := &Proxy{Config: c}
-	p.router.store, p.router.network = c.Store, c.Network
+	p.router.store, p.router.network, p.router.redirected = c.Store, c.Network, c.Redirected
 	c.Metrics.OnScrape(p.live.progress)
 	go p.watchPolicies(ctx, c.Store.Subscribe())
 	return p
@@ -67,9 +67,10 @@ func New(ctx context.Context, c Config) *Proxy {
 
 // network opens the connections of one pod; *[inpod.Pod] in life.
 type network interface {
-	Dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error)
-	// DialFrom dials with the source address from, whoever owns it.
-	DialFrom(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
+	// Dial connects from the pod's address from, or from any if that is the zero address.
+	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error)
+	// Deliver connects from the address from, whoever owns it, but from no source that avoid refuses.
+	Deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, avoid inpod.Avoid) (*net.TCPConn, error)
 }
 
 // Serve begins to serve a pod on l. It is an [inpod.StartFunc].
@@ -88,6 +89,8 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProx
 		TLS:     &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: pp.tlsConfig},
 		Handler: pp.stream, Logger: p.Log,
 	}
+	// A stream in the middle of a write notices nothing but the end of its connection.
+	context.AfterFunc(ctx, func() { _ = pp.pool.Close(ctx) })
 	pp.Replace(l)
 	go pp.prefetch(ctx)
 	return pp

@@ -30,6 +30,8 @@ type router struct {
 	store   *discovery.Store
 	network string
 	turn    atomic.Uint64 // of pick
+	// redirected means that ztunnel listens on ports of the pod's own.
+	redirected bool
 }
 
 // outbound decides where a connection of src to the address to goes. Ambient section 8.1, with two cases left out and
@@ -37,7 +39,7 @@ type router struct {
 //
 // An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through.
 func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, error) {
-	if to.Addr().IsLoopback() && isReservedPort(to.Port()) {
+	if to.Addr().IsLoopback() && r.isReserved(to.Port()) {
 		return nil, refuse(VerdictReservedPort, "port %d is ztunnel's own", to.Port())
 	}
 	// Service first: a VIP names more than the workload that happens to have the address too.
@@ -45,6 +47,9 @@ func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, e
 		return r.toService(src, svc, to)
 	}
 	w := r.store.WorkloadByAddr(r.network, to.Addr())
+	if w == nil && r.store.IsVIP(r.network, to.Addr()) {
+		return nil, refuse(VerdictNoEndpoint, "no healthy upstream: the service at %s is not visible in namespace %s", to, src.Namespace)
+	}
 	if w == nil {
 		return &route{carried: VerdictPassthrough, dial: to}, nil
 	}

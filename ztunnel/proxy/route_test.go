@@ -86,6 +86,10 @@ func TestOutboundRoutes(t *testing.T) {
 		service("passing-waypoint", "10.1.0.13", []uint16{80, 80}, passthrough, waypointed(gatewayAt("10.0.0.9"))),
 		service("mixed", "10.1.0.14", []uint16{80, 8080}),
 		service("weightless", "10.1.0.15", []uint16{80, 80}),
+		service("private", "10.1.0.16", []uint16{80, 80}, func(s *discovery.Service) {
+			s.Namespace, s.Private = "elsewhere", true
+			s.CIDRVIPs = append(s.CIDRVIPs, discovery.NetworkPrefix{Prefix: netip.MustParsePrefix("10.2.0.0/16")})
+		}),
 	)
 	for _, tc := range []struct {
 		name, src, to string
@@ -122,11 +126,13 @@ func TestOutboundRoutes(t *testing.T) {
 		{"pod with unknown waypoint", "client", "10.0.0.7:80", wanted{Refused: VerdictWaypoint}},
 		{"pod with waypoint, asked by that waypoint", "waypoint", "10.0.0.5:80", hboneTo("10.0.0.5", "10.0.0.5:80", "behind", "")},
 		{"the same, waypoint by host name", "waypoint", "10.0.0.6:80", hboneTo("10.0.0.6", "10.0.0.6:80", "behind-service", "")},
+		{"service of which the client must not know", "client", "10.1.0.16:80", wanted{Refused: VerdictNoEndpoint}},
+		{"the same, by a range of addresses", "client", "10.2.3.4:80", wanted{Refused: VerdictNoEndpoint}},
 		{"loopback and a port of ztunnel", "client", "127.0.0.1:15008", wanted{Refused: VerdictReservedPort}},
 		{"loopback, IPv6", "client", "[::1]:15001", wanted{Refused: VerdictReservedPort}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := &router{store: store}
+			r := &router{store: store, redirected: true}
 			src := store.WorkloadByUID("Kubernetes//Pod/default/" + tc.src)
 			got := describe(r.outbound(src, netip.MustParseAddrPort(tc.to)))
 			if diff := cmp.Diff(tc.want, got); diff != "" {
@@ -243,7 +249,7 @@ func TestInboundAuthorities(t *testing.T) {
 		{"application tunnel", "tunnel", "10.0.0.10", "10.7.7.7:80", "10.0.0.10:15088", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r := &router{store: store}
+			r := &router{store: store, redirected: true}
 			self := store.WorkloadByUID("Kubernetes//Pod/default/" + tc.self)
 			got, err := r.inbound(self, netip.MustParseAddr(tc.local), tc.authority)
 			if err == nil {

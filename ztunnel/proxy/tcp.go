@@ -21,9 +21,12 @@ var (
 
 func isHidden(a netip.Addr) bool { return a == hidden4 || a == hidden6 }
 
-// isReservedPort reports the ports of ztunnel itself, which no connection may be aimed at (ambient section 1.1,
-// "illegal ports"): it would loop.
-func isReservedPort(port uint16) bool { return port == 15001 || port == 15006 || port == 15008 }
+// isReserved reports the ports of ztunnel itself, which no connection may be aimed at (ambient section 1.1, "illegal
+// ports"): it would loop. With our own datapath there are none: ztunnel's listeners are where no packet can be aimed at,
+// and every port of the pod is the application's.
+func (r *router) isReserved(port uint16) bool {
+	return r.redirected && (port == 15001 || port == 15006 || port == 15008)
+}
 
 func addrPort(a net.Addr) netip.AddrPort {
 	tcp, ok := a.(*net.TCPAddr)
@@ -50,14 +53,17 @@ func originalDst(c *net.TCPConn, redirected bool) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	to := addrPort(c.LocalAddr())
+	var to netip.AddrPort
+	var known bool
 	err = raw.Control(func(fd uintptr) {
-		if a, ok := conntrackDst(int(fd), unix.SOL_IP); ok {
-			to = a
-		} else if a, ok := conntrackDst(int(fd), unix.SOL_IPV6); ok {
-			to = a
+		if to, known = conntrackDst(int(fd), unix.SOL_IP); !known {
+			to, known = conntrackDst(int(fd), unix.SOL_IPV6)
 		}
 	})
+	if err == nil && !known {
+		to = addrPort(c.LocalAddr())
+		err = refuse(VerdictReservedPort, "connection to ztunnel's own port at %s", to)
+	}
 	return to, err
 }
 

@@ -218,6 +218,7 @@ func (w *world) listenHidden(at netip.AddrPort) (int, error) {
 	}
 	for _, step := range []func() error{
 		func() error { return w.tag(fd) },
+		func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) },
 		func() error { return unix.SetsockoptInt(fd, level, transparent, 1) },
 		func() error { return unix.SetsockoptInt(fd, level, freebind, 1) },
 		func() error { return unix.Bind(fd, addr) },
