@@ -13,6 +13,7 @@ import (
 type entry struct {
 	id      Identity
 	wanted  bool // prefetched: kept without being used
+	holds   int  // not released yet: the same
 	used    bool // asked for since the last success, or since failures became rare
 	dropped bool
 
@@ -138,6 +139,9 @@ func (m *Manager) scheduleLocked(e *entry, wait time.Duration) {
 	e.timer = time.AfterFunc(wait, func() { m.due(e, turn) })
 }
 
+// kept tells whether somebody wants e, used or not.
+func (e *entry) kept() bool { return e.wanted || e.holds > 0 }
+
 // due queues the renewal or retry of e. An entry that nobody prefetched nor used since its certificate came is dropped
 // instead: a Get that raced with Forget must not renew for ever.
 func (m *Manager) due(e *entry, turn int) {
@@ -146,7 +150,7 @@ func (m *Manager) due(e *entry, turn int) {
 	if e.dropped || e.state != idle || e.turn != turn {
 		return
 	}
-	if !e.wanted && !e.used {
+	if !e.used && !e.kept() {
 		m.dropLocked(e)
 		return
 	}

@@ -39,7 +39,8 @@ type Config struct {
 //	          Get, Prefetch             slot free               half of the life is over
 //	(absent) ─────────────► queued ───────────► fetching ─► held ───────────────────────► queued
 //	   ▲                       ▲                   │ failed            (held until expiry meanwhile)
-//	   └─ Forget, or unused    └─── backoff ◄──────┘
+//	   └─ Forget, last Release, └─── backoff ◄─────┘
+//	      or unused
 type Manager struct {
 	cfg     Config
 	ctx     context.Context
@@ -90,7 +91,7 @@ func (m *Manager) Close() {
 // m makes by itself, succeeds. A certificate is returned until it expires, renewed or not, and never after.
 // Returns [*UnavailableError], which wraps ctx's error if that ended the wait.
 func (m *Manager) Get(ctx context.Context, id Identity) (*Bundle, error) {
-	e := m.entry(id, RealTime)
+	e := m.used(id)
 	for {
 		b, changed, err := m.look(e)
 		if b != nil {
@@ -111,26 +112,52 @@ func (m *Manager) Get(ctx context.Context, id Identity) (*Bundle, error) {
 // Prefetch has the certificate of id fetched ahead of the first connection, and kept until [Manager.Forget] even if it
 // is never used. It does not wait. Again for the same id does nothing.
 func (m *Manager) Prefetch(id Identity) {
-	e := m.entry(id, Warmup)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e.wanted = true
+	m.entryLocked(id, Warmup).wanted = true
 }
 
-// Forget drops the certificate of id and its key. Callers that wait for it get [ErrForgotten]. Whoever calls it knows
-// that the last workload with that identity is gone from the node: m does not count.
+// Forget takes Prefetch back. Unless the identity is still held, its certificate and key are dropped, and callers that
+// wait for it get [ErrForgotten].
 func (m *Manager) Forget(id Identity) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e, ok := m.entries[id]; ok {
-		m.dropLocked(e)
+		e.wanted = false
+		m.dropUnlessKeptLocked(e)
 	}
 }
 
-// entry returns the entry of id, new and queued at p if there was none.
-func (m *Manager) entry(id Identity, p Priority) *entry {
+// Hold is Prefetch for whoever does not know of the others that want the same identity: each Hold is taken back by one
+// [Manager.Release], and the last one drops the certificate.
+func (m *Manager) Hold(id Identity) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.entryLocked(id, Warmup).holds++
+}
+
+// Release takes one [Manager.Hold] back. More of them than of those do nothing.
+func (m *Manager) Release(id Identity) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e, ok := m.entries[id]; ok && e.holds > 0 {
+		e.holds--
+		m.dropUnlessKeptLocked(e)
+	}
+}
+
+// used returns the entry of id, marked: what was marked later could be dropped as unused in between.
+func (m *Manager) used(id Identity) *entry {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.entryLocked(id, RealTime)
+	e.used = true
+	return e
+}
+
+// entryLocked returns the entry of id, new and queued at p if there was none. The caller marks why it is to be kept
+// before it gives the lock back.
+func (m *Manager) entryLocked(id Identity, p Priority) *entry {
 	if e, ok := m.entries[id]; ok {
 		return e
 	}
@@ -162,6 +189,12 @@ func (m *Manager) look(e *entry) (*Bundle, <-chan struct{}, error) {
 	// Not fetched yet, or expired before its renewal was due: the clock was set, or the machine slept.
 	m.enqueueLocked(e, RealTime)
 	return nil, e.changed, nil
+}
+
+func (m *Manager) dropUnlessKeptLocked(e *entry) {
+	if !e.kept() {
+		m.dropLocked(e)
+	}
 }
 
 // dropLocked forgets e. Its request to the CA, if under way, is cancelled and its answer ignored.

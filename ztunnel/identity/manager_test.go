@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -311,6 +312,84 @@ func TestPrefetchAndForget(t *testing.T) {
 			t.Errorf("snapshot after Forget: %+v", s)
 		}
 	})
+}
+
+func TestLastReleaseDrops(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
+		id := testID("cart")
+		m.Hold(id)
+		m.Hold(id)
+		m.Release(id)
+		time.Sleep(5*time.Hour + time.Minute)
+		synctest.Wait()
+		if n := ca.requests(); n < 9 {
+			t.Errorf("%d requests, want renewals for the one who holds it still", n)
+		}
+		m.Prefetch(id)
+		m.Forget(id)
+		if s := m.Snapshot(); len(s) != 1 {
+			t.Errorf("Forget dropped what is held: %+v", s)
+		}
+		m.Release(id)
+		if s := m.Snapshot(); len(s) != 0 {
+			t.Errorf("snapshot after the last Release: %+v", s)
+		}
+		m.Release(id) // one too many takes nothing from those who come later
+		m.Hold(id)
+		mustGet(t, m, id)
+		if s := m.Snapshot(); len(s) != 1 {
+			t.Errorf("snapshot after Hold: %+v", s)
+		}
+	})
+}
+
+// Pods with one identity come and go: nobody's certificate goes with another one's pod.
+func TestHoldersDoNotDropEachOthersCertificate(t *testing.T) {
+	ca := newAuthority(t)
+	m := NewManager(Config{CA: ca})
+	defer m.Close()
+	var pods sync.WaitGroup
+	for range 8 {
+		pods.Go(func() {
+			for range 200 {
+				m.Hold(testID("cart"))
+				if _, err := m.Get(t.Context(), testID("cart")); err != nil {
+					t.Errorf("Get while holding: %v", err)
+				}
+				m.Release(testID("cart"))
+			}
+		})
+	}
+	pods.Wait()
+	if s := m.Snapshot(); len(s) != 0 {
+		t.Errorf("snapshot after all are gone: %+v", s)
+	}
+}
+
+// The timer that drops what nobody wants fires in the very moment in which somebody comes to want it.
+func TestWantedAtTheMomentOfDropping(t *testing.T) {
+	for name, want := range map[string]func(*Manager, Identity){"prefetch": (*Manager).Prefetch, "hold": (*Manager).Hold} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, Config{Concurrency: 200}, func(t *testing.T, m *Manager, ca *authority) {
+				gone, cancel := context.WithCancel(t.Context())
+				cancel()
+				for i := range 200 {
+					_, _ = m.Get(gone, testID(fmt.Sprint("cart", i)))
+				}
+				synctest.Wait()
+				first := mustGet(t, m, testID("marker"))
+				time.Sleep(time.Until(first.halfLife()))
+				for i := range 200 {
+					go want(m, testID(fmt.Sprint("cart", i)))
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if s := m.Snapshot(); len(s) != 201 {
+					t.Errorf("%d identities are left, want all 200 and the marker", len(s))
+				}
+			})
+		})
+	}
 }
 
 func TestForgetReleasesThoseWhoWait(t *testing.T) {
