@@ -17,6 +17,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -51,16 +52,11 @@ func main() { os.Exit(run(os.Stdout, os.Stderr)) }
 func run(stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	p := &plugin{ctx: ctx, stdout: stdout, stderr: stderr}
+	p := &plugin{ctx: ctx, stdout: stdout, stderr: stderr, exit: os.Exit, gaveUp: make(chan struct{})}
 	defer time.AfterFunc(verbTimeout, p.giveUp).Stop()
-	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
+	return p.finish(skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status,
-	}, versions, "sluice-cni, a chained CNI plugin that puts pods into the Sluice mesh")
-	if err == nil {
-		return 0
-	}
-	p.fail(err)
-	return 1
+	}, versions, "sluice-cni, a chained CNI plugin that puts pods into the Sluice mesh"))
 }
 
 // plugin is one run of the binary: one verb.
@@ -69,34 +65,69 @@ type plugin struct {
 	stdout io.Writer       // for the result and nothing else
 	stderr io.Writer
 
-	answered atomic.Bool // somebody writes to stdout: at most once, a result or an error
+	writer atomic.Int32  // whose stdout is: nobody's, the verb's or the clock's. It never changes hands again
+	exit   func(int)     // os.Exit, but for tests
+	gaveUp chan struct{} // closed when the clock has written its error
 }
+
+const (
+	nobody int32 = iota
+	verb
+	clock
+)
+
+// claim gives stdout to the first who asks. A verb that ends without a word claims it too: the clock must not speak then.
+func (p *plugin) claim(by int32) bool { return p.writer.CompareAndSwap(nobody, by) }
+
+// errGaveUp ends a verb that is done too late.
+var errGaveUp = errors.New("done when the time was up")
 
 // succeed writes the result of ADD.
 func (p *plugin) succeed(result []byte) error {
-	if p.answered.Swap(true) {
-		select {} // giveUp was faster and ends the process
+	if !p.claim(verb) {
+		<-p.gaveUp
+		return errGaveUp
 	}
 	_, err := p.stdout.Write(result)
 	return err
 }
 
-func (p *plugin) fail(err *types.Error) {
-	p.answered.Store(true)
+// finish tells the runtime how the verb ended, if nothing was told yet, and returns the exit code.
+func (p *plugin) finish(err *types.Error) int {
+	switch {
+	case p.claim(verb):
+		if err != nil {
+			p.tell(err)
+		}
+	case p.writer.Load() == clock:
+		<-p.gaveUp
+		return 1
+	case err != nil: // the result, or part of it, is on stdout: an error behind it would make both unreadable
+		_, _ = fmt.Fprintln(p.stderr, "sluice-cni:", err)
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+// tell writes the error as CNI has it. Only who claimed stdout may.
+func (p *plugin) tell(err *types.Error) {
 	if err := json.NewEncoder(p.stdout).Encode(err); err != nil {
-		fmt.Fprintln(p.stderr, "sluice-cni: write error result:", err)
+		_, _ = fmt.Fprintln(p.stderr, "sluice-cni: write error result:", err)
 	}
 }
 
 // giveUp ends the process. What ADD has done by then is undone by the DEL that follows a failed ADD, or collected by
 // the agent if it is half-made.
 func (p *plugin) giveUp() {
-	if p.answered.Swap(true) {
+	if !p.claim(clock) {
 		return
 	}
-	p.fail(types.NewError(types.ErrTryAgainLater, fmt.Sprintf("sluice-cni: not done after %v", verbTimeout),
+	p.tell(types.NewError(types.ErrTryAgainLater, fmt.Sprintf("sluice-cni: not done after %v", verbTimeout),
 		"something on this node holds up the plugin: see whether an agent or another sluice-cni hangs; the runtime tries again by itself"))
-	os.Exit(1)
+	close(p.gaveUp)
+	p.exit(1)
 }
 
 // log is for the runtime's journal: what happened to which pod, never the only place an error is told.
