@@ -102,7 +102,7 @@ func bringsMore(pod *nodeapi.Pod, before bpf.PodInfo) bool {
 // attach puts the programs in place. On error it leaves none, unless the same sandbox had them before. What was
 // captured before stays so.
 func (e *enrolment) attach(node *bpf.Node, before bpf.PodInfo) error {
-	if err := addInterfaces(e.pod, before.Interfaces); err != nil {
+	if err := e.addLinks(before.Interfaces); err != nil {
 		return err
 	}
 	network := e.pod.Network
@@ -125,18 +125,14 @@ func (e *enrolment) attach(node *bpf.Node, before bpf.PodInfo) error {
 	return err
 }
 
-// addInterfaces has the pod keep what it had captured.
-func addInterfaces(pod *nodeapi.Pod, more []string) error {
-	all := len(pod.Interfaces)
-	for _, name := range more {
-		if !slices.Contains(names(pod.Interfaces), name) {
-			pod.Interfaces = append(pod.Interfaces, nodeapi.Interface{Name: name})
-		}
-	}
-	if len(pod.Interfaces) == all {
-		return nil
-	}
-	return resolveLinks(pod)
+// addLinks adds what other ADDs of this sandbox brought: what they had captured, and what they told the agent while the
+// pod was not enrolled.
+//
+// Nobody may have been told, if the agent was away then. So the first time every link with an address is captured. It is
+// the runtime's or another plugin's: no process of the pod has run that could have made one. Later the pod's own tunnels
+// and bridges are left alone.
+func (e *enrolment) addLinks(before []string) error {
+	return addLinks(e.pod, append(names(e.decision.Interfaces), before...), !e.again)
 }
 
 // before is what this very sandbox has already. An older one of the same pod, whose DEL is late or never came, does

@@ -19,7 +19,6 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
-	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 func TestAddEnrolsAndReturnsPrevResult(t *testing.T) {
@@ -396,56 +395,6 @@ func TestNewSandboxOfTheSamePodReplacesTheOld(t *testing.T) {
 	if got := l.snapshot(oldPod.NS); strings.Count(got, "programs eth0 in 0 out 0") != strings.Count(before, "programs eth0 in 0 out 0") {
 		t.Errorf("the old sandbox keeps programs:\n%s", got)
 	}
-}
-
-// Multus calls us once for each network of a pod. The second must not cost the first its capture, nor must its DEL.
-func TestSecondNetworkOfAPod(t *testing.T) {
-	l := newLab(t)
-	s, pod := l.sandbox("mesh", "p")
-	testutil.Veth(t, testutil.End{NS: pod.NS, Name: "net1"}, testutil.End{NS: l.node.NS, Name: "storage0"})
-	before := l.snapshot(pod.NS)
-	l.cni("ADD", s, nil).wantOK(t)
-	once := l.snapshot(pod.NS)
-	l.agent.verbs()
-
-	storage := map[string]any{"name": "storage"}
-	second := *s
-	second.ifName = "net1"
-	second.prev = fmt.Sprintf(`{"cniVersion":"1.1.0","interfaces":[{"name":"net1","sandbox":%q}],"ips":[{"interface":0,"address":"10.9.0.2/24"}]}`, s.netns)
-	captured := func(want ...string) {
-		t.Helper()
-		pods, err := l.bpfNode.Pods()
-		if err != nil || len(pods) != 1 {
-			t.Fatalf("pods: %+v, %v", pods, err)
-		}
-		got := slices.Sorted(slices.Values(pods[0].Interfaces))
-		if !slices.Equal(got, want) || pods[0].Network != "pods" || len(pods[0].HostIfindexes) != len(want) {
-			t.Errorf("got %+v, want interfaces %v of network pods", pods[0], want)
-		}
-	}
-	o := l.cni("ADD", &second, storage).wantOK(t)
-	wantSameJSON(t, []byte(o.stdout), []byte(second.prev))
-	captured("eth0", "net1")
-	l.cni("CHECK", &second, storage).wantOK(t)
-	l.cni("CHECK", s, nil).wantOK(t)
-	l.agent.wantVerbs(nodeapi.VerbDecide) // it is served already
-
-	l.cni("GC", noSandbox, map[string]any{"name": "storage", "cni.dev/valid-attachments": []string{}}).wantOK(t)
-	captured("eth0", "net1")
-	l.agent.verbs()
-	for range 2 {
-		l.cni("DEL", &second, storage).wantOK(t)
-		captured("eth0")
-	}
-	l.agent.wantVerbs()
-	wantSame(t, "after the DEL of the second network", l.snapshot(pod.NS), once)
-	l.cni("CHECK", s, nil).wantOK(t)
-
-	l.cni("ADD", &second, storage).wantOK(t)
-	l.cni("DEL", s, nil).wantOK(t)
-	l.cni("DEL", &second, storage).wantOK(t)
-	l.wantAttached()
-	wantSame(t, "after all", l.snapshot(pod.NS), before)
 }
 
 // Another process holds the pod's lock and does not let go of it.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -24,7 +25,71 @@ var errNodeNetns = errors.New("CNI_NETNS is the node's own network namespace")
 // A link without an end here (macvlan, SR-IOV) keeps 0; such a pod has no guard. One without addresses, which a plugin
 // may leave out of its result, has those that the kernel knows. On error pod is as it was.
 func resolveLinks(pod *nodeapi.Pod) error {
-	ns, err := netns.Open(pod.Netns)
+	var links []podLink
+	err := insidePod(pod.Netns, func(nodeID int) (err error) {
+		links, err = podLinks(pod.Interfaces, nodeID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(links) == 0 {
+		return errors.New("prevResult names no interface inside the pod but loopback")
+	}
+	pod.Interfaces = withHostEnds(links)
+	return nil
+}
+
+// addLinks adds to the pod's interfaces those that wanted names and that are there, with all that resolveLinks finds of
+// one, and where others is set every further one with an address. On error pod is as it was.
+func addLinks(pod *nodeapi.Pod, wanted []string, others bool) error {
+	var links []podLink
+	err := insidePod(pod.Netns, func(nodeID int) error {
+		more, err := moreLinks(names(pod.Interfaces), wanted, others)
+		if err != nil {
+			return err
+		}
+		links, err = podLinks(more, nodeID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	pod.Interfaces = append(pod.Interfaces, withHostEnds(links)...)
+	return nil
+}
+
+// moreLinks runs inside the pod. An address of any reach counts that leaves the machine: a link with one is a way out.
+func moreLinks(have, wanted []string, others bool) ([]nodeapi.Interface, error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var more []nodeapi.Interface
+	for _, link := range all {
+		name := link.Attrs().Name
+		if slices.Contains(have, name) {
+			continue
+		}
+		want := slices.Contains(wanted, name)
+		if !want && others {
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+			if err != nil {
+				return nil, fmt.Errorf("addresses of %q: %w", name, err)
+			}
+			want = slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Scope == int(netlink.SCOPE_UNIVERSE) })
+		}
+		if want {
+			more = append(more, nodeapi.Interface{Name: name})
+		}
+	}
+	return more, nil
+}
+
+// insidePod runs fn inside the namespace at path, which must not be the plugin's own. nodeID is what the latter is called
+// in there; below 0 if it has no name, so that no link of the pod ends in it.
+func insidePod(path string, fn func(nodeID int) error) error {
+	ns, err := netns.Open(path)
 	if err != nil {
 		return err
 	}
@@ -37,25 +102,25 @@ func resolveLinks(pod *nodeapi.Pod) error {
 	if err := distinct(ns, host); err != nil {
 		return err
 	}
-	var links []podLink
-	err = ns.Do(func() (err error) {
-		links, err = podLinks(pod.Interfaces, host.FD())
-		return err
+	return ns.Do(func() error {
+		id, err := netlink.GetNetNsIdByFd(host.FD())
+		if err != nil {
+			return fmt.Errorf("netns id of the node: %w", err)
+		}
+		return fn(id)
 	})
-	if err != nil {
-		return err
-	}
-	if len(links) == 0 {
-		return errors.New("prevResult names no interface inside the pod but loopback")
-	}
-	pod.Interfaces = nil
+}
+
+// withHostEnds asks the plugin's own namespace for each link's other end.
+func withHostEnds(links []podLink) []nodeapi.Interface {
+	var out []nodeapi.Interface
 	for _, l := range links {
 		if l.peer != 0 && l.isPeerOf(l.peer) {
 			l.HostIfindex = l.peer
 		}
-		pod.Interfaces = append(pod.Interfaces, l.Interface)
+		out = append(out, l.Interface)
 	}
-	return nil
+	return out
 }
 
 // sameNamespace tells whether two paths lead to one network namespace. They may differ, by a symbolic link or by the
@@ -98,12 +163,8 @@ type podLink struct {
 	peer    int // ifindex of a veth's other end in the plugin's namespace, 0 if it is elsewhere
 }
 
-// podLinks runs inside the pod. hostFD is the plugin's own namespace.
-func podLinks(interfaces []nodeapi.Interface, hostFD int) ([]podLink, error) {
-	hostID, err := netlink.GetNetNsIdByFd(hostFD)
-	if err != nil {
-		return nil, fmt.Errorf("netns id of the node: %w", err)
-	}
+// podLinks runs inside the pod, where the plugin's own namespace is called nodeID.
+func podLinks(interfaces []nodeapi.Interface, nodeID int) ([]podLink, error) {
 	var out []podLink
 	for _, i := range interfaces {
 		link, err := netlink.LinkByName(i.Name)
@@ -120,8 +181,7 @@ func podLinks(interfaces []nodeapi.Interface, hostFD int) ([]podLink, error) {
 				return nil, fmt.Errorf("addresses of %q: %w", i.Name, err)
 			}
 		}
-		// An id of -1 means: none was ever given, so no link of this namespace ends there.
-		if link.Type() == "veth" && hostID >= 0 && attrs.NetNsID == hostID {
+		if link.Type() == "veth" && nodeID >= 0 && attrs.NetNsID == nodeID {
 			l.peer = attrs.ParentIndex
 		}
 		out = append(out, l)
