@@ -115,12 +115,19 @@ func (p *Pool) streamEnded(pc *pooled) {
 	pc.active--
 	idle := pc.active == 0
 	retired := pc.retired
-	if idle && !retired && p.cfg.IdleTimeout > 0 {
-		pc.idle = time.AfterFunc(p.cfg.IdleTimeout, func() { p.expire(pc) })
+	if idle {
+		p.restLocked(pc)
 	}
 	p.mu.Unlock()
 	if idle && retired {
 		pc.c.retire()
+	}
+}
+
+// restLocked gives a connection without streams its idle time.
+func (p *Pool) restLocked(pc *pooled) {
+	if !pc.retired && p.cfg.IdleTimeout > 0 {
+		pc.idle = time.AfterFunc(p.cfg.IdleTimeout, func() { p.expire(pc) })
 	}
 }
 

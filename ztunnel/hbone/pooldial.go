@@ -33,7 +33,7 @@ func (p *Pool) runDial(ctx context.Context, call *dialCall, key Key, dial DialFu
 	if err == nil {
 		p.all[pc] = struct{}{}
 		h.conns = append(h.conns, pc)
-		pc.active++ // released below: an idle timer starts even if no waiter is left
+		p.restLocked(pc) // for good, if no waiter is left
 	} else if len(h.conns) == 0 && h.dial == nil {
 		delete(p.hosts, key)
 	}
@@ -44,10 +44,13 @@ func (p *Pool) runDial(ctx context.Context, call *dialCall, key Key, dial DialFu
 	call.err = err
 	close(call.done)
 	p.mu.Unlock()
-	if err == nil {
-		p.streamEnded(pc)
-		p.runConn(pc)
+	if err != nil {
+		return
 	}
+	if closed {
+		pc.c.retire()
+	}
+	p.runConn(pc)
 }
 
 func (p *Pool) newPooled(ctx context.Context, key Key, dial DialFunc, cfg *tls.Config) (*pooled, error) {
