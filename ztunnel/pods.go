@@ -76,7 +76,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
 			return identity.ClientTLS(z.certs, id, expected)
 		},
-		Prefetch: z.certs.Prefetch, Forget: z.certs.Forget,
+		Hold: z.certs.Hold, Release: z.certs.Release,
 		Metrics: z.metrics, Access: telemetry.NewAccessLog(z.log), Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
 	})

@@ -35,8 +35,9 @@ type Config struct {
 	// ServerTLS and ClientTLS return the TLS configuration of one side. They must be quick; handshakes may wait.
 	ServerTLS func(id identity.Identity) *tls.Config
 	ClientTLS func(id identity.Identity, expected []string) *tls.Config
-	// Prefetch has an identity's certificate fetched ahead of its first use, Forget drops it. Neither waits.
-	Prefetch, Forget func(identity.Identity)
+	// Hold has an identity's certificate fetched ahead of its first use and kept; Release takes one Hold back. Neither
+	// waits.
+	Hold, Release func(identity.Identity)
 
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
@@ -51,9 +52,8 @@ type Config struct {
 // Proxy carries the connections of all pods of a node.
 type Proxy struct {
 	Config
-	router     router
-	live       live
-	identities identities
+	router router
+	live   live
 }
 
 // New returns a Proxy. Its check of live connections against changed policies ends with ctx.

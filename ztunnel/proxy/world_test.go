@@ -98,7 +98,7 @@ func (w *world) newProxy() *testProxy {
 			ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
 				return identity.ClientTLS(certs, id, expected)
 			},
-			Prefetch: certs.Prefetch, Forget: certs.Forget,
+			Hold: certs.Hold, Release: certs.Release,
 			Metrics: metrics, Access: telemetry.NewAccessLog(logger), Log: logger.With("scope", "proxy"), ClusterID: "Kubernetes",
 		}),
 	}
