@@ -8,9 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
-	"sort"
 	"sync"
 	"time"
 
@@ -157,34 +157,73 @@ func (s *Server) Put(p Pod) {
 // If that ztunnel goes away the one before it is asked. On error no ztunnel is left with p. Errors: wrapping [ErrNone],
 // [ErrRefused] with ztunnel's reason, or ctx's.
 func (s *Server) Add(ctx context.Context, p Pod) error {
-	for {
-		u, z := s.queueAdd(p)
-		if u == nil {
-			return fmt.Errorf("add pod to ztunnel: %w", ErrNone)
-		}
-		err := u.wait(ctx, z)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, errDropped) && ctx.Err() == nil {
-			continue
-		}
+	if err := s.announceToNewest(ctx, p); err != nil {
 		s.takeBack(p.UID)
 		return fmt.Errorf("add pod to ztunnel: %w", err)
 	}
+	return nil
 }
 
-// queueAdd returns nil if nobody is connected; p is then not recorded.
+// Update is Add for a pod that is served already: on error the ztunnels keep what they have of it, and the next one that
+// connects is told of p as it is now. The errors are Add's.
+func (s *Server) Update(ctx context.Context, p Pod) error {
+	if err := s.announceToNewest(ctx, p); err != nil {
+		return fmt.Errorf("tell ztunnel of pod: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) announceToNewest(ctx context.Context, p Pod) error {
+	for {
+		u, z := s.queueAdd(p)
+		if u == nil {
+			return ErrNone
+		}
+		if err := u.wait(ctx, z); !errors.Is(err, errDropped) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// queueAdd returns nil if nobody is connected.
 func (s *Server) queueAdd(p Pod) (*update, *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.pods[p.UID] = p
 	if len(s.sessions) == 0 {
-		delete(s.pods, p.UID)
 		return nil, nil
 	}
-	s.pods[p.UID] = p
 	z := s.sessions[len(s.sessions)-1]
 	return z.enqueueLocked(addUpdate(p.UID)), z
+}
+
+// Progress is how far the newest ztunnel is with a pod.
+type Progress int
+
+const (
+	// Unserved: it has not been told of the pod as it is now, or refused it. Also when there is no ztunnel.
+	Unserved Progress = iota
+	// Underway: it is about to be told.
+	Underway
+	// Served: it has acked the pod as it is now.
+	Served
+)
+
+// Progress of p, compared in every field, with the newest ztunnel.
+func (s *Server) Progress(p Pod) Progress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) == 0 {
+		return Unserved
+	}
+	z := s.sessions[len(s.sessions)-1]
+	switch acked, ok := z.acked[p.UID]; {
+	case z.due[p.UID] > 0:
+		return Underway
+	case ok && acked == p:
+		return Served
+	}
+	return Unserved
 }
 
 // Remove takes the pod from every ztunnel and waits until each has answered, gone away, or ctx ends.
@@ -218,25 +257,38 @@ func (s *Server) join(z *session) ([]string, bool) {
 		return nil, false
 	}
 	s.sessions = append(s.sessions, z)
-	uids := make([]string, 0, len(s.pods))
-	for uid := range s.pods {
-		uids = append(uids, uid)
+	uids := s.uidsLocked()
+	for _, uid := range uids {
+		z.due[uid]++
 	}
-	sort.Strings(uids)
 	return uids, true
 }
+
+func (s *Server) uidsLocked() []string { return slices.Sorted(maps.Keys(s.pods)) }
 
 func (s *Server) leave(z *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := slices.Index(s.sessions, z); i >= 0 {
 		s.sessions = slices.Delete(s.sessions, i, i+1)
-		if len(s.sessions) == 0 {
+		switch {
+		case len(s.sessions) == 0:
 			s.emptied = time.Now()
+		case i == len(s.sessions):
+			s.resumeLocked(s.sessions[i-1])
 		}
 	}
 	for _, u := range z.queue {
 		u.done <- errDropped
 	}
 	z.queue, z.gone = nil, true
+}
+
+// resumeLocked makes z, which is the newest again, catch up: what came while it was not, only the one that left was told.
+func (s *Server) resumeLocked(z *session) {
+	for _, uid := range s.uidsLocked() {
+		if acked, ok := z.acked[uid]; !ok || acked != s.pods[uid] {
+			z.enqueueLocked(addUpdate(uid))
+		}
+	}
 }

@@ -134,6 +134,16 @@ func (f *fake) expect(want ...string) *fake {
 	return f
 }
 
+func waitProgress(t *testing.T, s *Server, p Pod, want Progress) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); s.Progress(p) != want; {
+		if time.Now().After(end) {
+			t.Fatalf("progress of %s: got %d, want %d", p.UID, s.Progress(p), want)
+		}
+		time.Sleep(time.Millisecond) // between two looks; the server tells nobody
+	}
+}
+
 func (f *fake) expectEOF() {
 	f.t.Helper()
 	if got := f.next(); !strings.HasPrefix(got, "error: EOF") && !strings.Contains(got, "reset") {
@@ -280,11 +290,72 @@ func TestNewestLeavesPreviousResumes(t *testing.T) {
 	if got := second.next(); got != "add u1" {
 		t.Fatalf("got %q", got)
 	}
-	_ = second.conn.Close() // Without an answer: the same Add must go to the other.
-	first.expect("add u1")
+	_ = second.conn.Close()          // Without an answer: the same Add must go to the other.
+	first.expect("add u1", "add u1") // To catch up, and for Add.
 	if err := <-done; err != nil {
 		t.Errorf("Add: %v", err)
 	}
+}
+
+func TestNewestLeavesPreviousCatchesUp(t *testing.T) {
+	s := newServer(t, 0)
+	first := dial(t, s).hello().expect("snapshot")
+	old := pod(t, "old")
+	done := inBackground(func() error { return s.Add(t.Context(), old) })
+	first.expect("add old")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	second := dial(t, s).hello().expect("add old", "snapshot")
+	fresh, moved := pod(t, "fresh"), old
+	moved.ServiceAccount = "moved"
+	for _, p := range []Pod{fresh, moved} {
+		done := inBackground(func() error { return s.Update(t.Context(), p) })
+		second.expect("add " + p.UID)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Progress(p); got != Served {
+			t.Errorf("progress of %s: got %d, want served", p.UID, got)
+		}
+	}
+	_ = second.conn.Close()
+	waitConnected(t, s, 1)
+	if got := s.Progress(fresh); got != Underway {
+		t.Errorf("progress with the one before: got %d, want underway", got)
+	}
+	first.expect("add fresh", "add old")
+	waitProgress(t, s, fresh, Served)
+	waitProgress(t, s, moved, Served)
+	if got := s.Progress(old); got != Unserved {
+		t.Errorf("progress of the pod as it was: got %d, want unserved", got)
+	}
+}
+
+func TestRefusedUpdateTakesNothingBack(t *testing.T) {
+	s := newServer(t, 0)
+	z := dial(t, s).hello().expect("snapshot")
+	p := pod(t, "u1")
+	done := inBackground(func() error { return s.Add(t.Context(), p) })
+	z.expect("add u1")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	p.ServiceAccount = "other"
+	done = inBackground(func() error { return s.Update(t.Context(), p) })
+	if got := z.next(); got != "add u1" {
+		t.Fatalf("got %q", got)
+	}
+	z.ack("no certificate")
+	if err := <-done; !errors.Is(err, ErrRefused) {
+		t.Errorf("Update: got %v, want a refusal", err)
+	}
+	if got := s.Progress(p); got != Unserved {
+		t.Errorf("progress: got %d, want unserved", got)
+	}
+	_ = z.conn.Close()
+	waitConnected(t, s, 0)
+	dial(t, s).hello().expect("add u1", "snapshot") // No "del u1" came, and the pod is still on the list.
 }
 
 func TestRemoveWithNobodyConnectedReturns(t *testing.T) {

@@ -65,6 +65,8 @@ type session struct {
 	// Guarded by Server.mu.
 	queue []*update
 	gone  bool
+	due   map[string]int // by uid: announcements to come, that under way included
+	acked map[string]Pod // by uid: what it serves
 }
 
 func (z *session) enqueueLocked(u *update) *update {
@@ -73,6 +75,9 @@ func (z *session) enqueueLocked(u *update) *update {
 		return u
 	}
 	z.queue = append(z.queue, u)
+	if !u.del {
+		z.due[u.uid]++
+	}
 	select {
 	case z.wake <- struct{}{}:
 	default:
@@ -104,6 +109,7 @@ func (s *Server) serveConn(c *zds.Conn) {
 	z := &session{
 		id: id, conn: c, log: log,
 		acks: make(chan *zds.Ack, 1), wake: make(chan struct{}, 1), dropped: make(chan struct{}),
+		due: map[string]int{}, acked: map[string]Pod{},
 	}
 	uids, ok := s.join(z)
 	if !ok {
@@ -204,6 +210,9 @@ func (s *Server) tell(z *session, u *update) error {
 	if !u.del {
 		return s.announce(z, u.uid)
 	}
+	s.mu.Lock()
+	delete(z.acked, u.uid)
+	s.mu.Unlock()
 	return s.ask(z, &zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Del{Del: &zds.DelWorkload{Uid: u.uid}}})
 }
 
@@ -211,7 +220,9 @@ func (s *Server) tell(z *session, u *update) error {
 func (s *Server) announce(z *session, uid string) error {
 	s.mu.Lock()
 	p, ok := s.pods[uid]
+	delete(z.acked, uid)
 	if !ok {
+		s.announcedLocked(z, uid)
 		s.mu.Unlock()
 		return nil
 	}
@@ -221,12 +232,25 @@ func (s *Server) announce(z *session, uid string) error {
 		return fmt.Errorf("duplicate netns of pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return s.ask(z, &zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Add{Add: &zds.AddWorkload{
+	err = s.ask(z, &zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Add{Add: &zds.AddWorkload{
 		Uid: uid,
 		WorkloadInfo: &zds.WorkloadInfo{
 			Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount,
 		},
 	}}}, fd)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.announcedLocked(z, uid)
+	if err == nil {
+		z.acked[uid] = p
+	}
+	return err
+}
+
+func (s *Server) announcedLocked(z *session, uid string) {
+	if z.due[uid]--; z.due[uid] == 0 {
+		delete(z.due, uid)
+	}
 }
 
 // ask sends one request and waits for its ack. The deadline covers both; when it passes read fails and drops z.
