@@ -111,7 +111,7 @@ func (s *Stream) answer(status int, headers []Header, end bool) bool {
 	s.remoteEnd = end
 	s.wakeResponse()
 	s.responded = true
-	return end && s.localEnd
+	return end && s.endQueued
 }
 
 // wakeResponse is called with mu held.

@@ -99,6 +99,6 @@ func (s *Stream) respondLocked(status int, headers []Header, end bool) (over boo
 		return false, err
 	}
 	s.responded = true
-	s.localEnd = end
+	s.localEnd, s.endQueued = end, end
 	return end && s.remoteEnd, nil
 }

@@ -31,7 +31,8 @@ type Stream struct {
 	recv       recvWindow
 	sendWindow int
 	remoteEnd  bool  // END_STREAM received
-	localEnd   bool  // END_STREAM queued
+	localEnd   bool  // no more Write
+	endQueued  bool  // END_STREAM is on its way, so that no RST_STREAM is needed
 	rerr, werr error // once set, what Read (after head) and Write return
 	responded  bool  // final HEADERS received or queued
 	status     int   // client: of the response
@@ -77,13 +78,19 @@ func (s *Stream) closeWrite() error {
 		return err
 	}
 	s.localEnd = true
-	over := s.remoteEnd
 	s.mu.Unlock()
 	var frame [frameHeaderLen]byte
 	frameHeader{typ: frameData, flags: flagEndStream, stream: s.id}.put(frame[:])
-	s.sendFrame(frame[:])
+	sent := s.sendFrame(frame[:])
+	s.mu.Lock()
+	s.endQueued = sent
+	over, err := sent && s.remoteEnd, s.werr
+	s.mu.Unlock()
 	if over {
 		s.c.forget(s)
+	}
+	if !sent {
+		return err
 	}
 	return nil
 }
@@ -112,7 +119,7 @@ func (s *Stream) Reset(code ErrCode) {
 func (s *Stream) over() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.localEnd && s.remoteEnd
+	return s.endQueued && s.remoteEnd
 }
 
 // alive reports whether frames of this stream may still be sent.
@@ -213,7 +220,7 @@ func (s *Stream) endRemote() bool {
 	defer s.mu.Unlock()
 	s.remoteEnd = true
 	s.rcond.Broadcast()
-	return s.localEnd
+	return s.endQueued
 }
 
 // addSendWindow takes a WINDOW_UPDATE or a change of the initial window. False is an overflow.
