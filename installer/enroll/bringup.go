@@ -62,7 +62,7 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 		return err
 	}
 	e.setPhase(p, served)
-	e.setProblem(p, "")
+	e.setProblem(p, "", Everything)
 	e.podLog(p).Info("pod enrolled", "running", attach, "serviceAccount", account, "addresses", p.sandbox.Addresses())
 	return nil
 }
@@ -108,13 +108,9 @@ func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err err
 // interfacesInside is what to attach to and still there: the DEL of a second network takes its interface away without
 // asking the agent.
 func (e *Enroller) interfacesInside(p *pod, in *inside) ([]nodeapi.Interface, error) {
-	var links []net.Interface
-	err := in.ns.Do(func() (err error) {
-		links, err = net.Interfaces()
-		return err
-	})
+	links, err := in.links()
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces of pod: %w", err)
+		return nil, err
 	}
 	return slices.DeleteFunc(e.interfacesOf(p), func(i nodeapi.Interface) bool {
 		return !slices.ContainsFunc(links, func(l net.Interface) bool { return l.Name == i.Name })

@@ -388,6 +388,8 @@ func TestPodThatVanishesIsCollected(t *testing.T) {
 			s := l.pod("mesh", "p").mustAdd()
 			if away {
 				l.stop()
+			} else {
+				s.Run(t, "ip", "link", "del", "eth0") // As the DEL of the plugin that made it does.
 			}
 			s.Delete(t)
 			if away {

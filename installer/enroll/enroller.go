@@ -11,6 +11,8 @@
 //	  └──────────────────► admitted ─────────────────┘      │ restart: found in pins
 //	                            plugin attached: serve      └──────────────────────
 //
+// A pod whose pins are found but whose namespace cannot be opened is lost until it can.
+//
 // DEL, GC, or the end of the pod's network namespace forgets it. What is wanted (the catalog) and what is (pins, ztunnel,
 // workload files) are compared over and over, so that a lost event, a restart or an undone change only costs time.
 package enroll
@@ -91,6 +93,8 @@ const (
 	// serving pods are on their way to served: ztunnel may ask for their listeners.
 	serving phase = "serving"
 	served  phase = "served"
+	// lost pods have programs, but their namespace cannot be opened: nobody serves them, and nothing leaves in clear.
+	lost phase = "lost"
 )
 
 // pod is one sandbox.
@@ -109,6 +113,7 @@ type pod struct {
 	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
 	interfaces []nodeapi.Interface
 	problem    string // why the pod is not as it should be; empty when it is
+	seenBy     Depth  // how close a look found problem
 }
 
 func (p *pod) id() string       { return p.sandbox.ContainerID }
@@ -212,9 +217,14 @@ func (e *Enroller) setPhase(p *pod, to phase) {
 	p.phase, p.since = to, time.Now()
 }
 
-func (e *Enroller) setProblem(p *pod, problem string) (changed bool) {
+// setProblem keeps what a close look found until a look as close finds it gone.
+func (e *Enroller) setProblem(p *pod, problem string, seenBy Depth) (changed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if problem == "" && p.problem != "" && seenBy < p.seenBy {
+		return false
+	}
+	p.seenBy = seenBy
 	changed = p.problem != problem
 	p.problem = problem
 	return changed

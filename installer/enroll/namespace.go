@@ -64,8 +64,8 @@ func openInside(p *pod) (*inside, error) {
 		return nil, err
 	}
 	at, err := namespaceOf(ns)
-	if err == nil && at != p.netns {
-		err = fmt.Errorf("%q is network namespace %d now, it was %d when the pod was added", p.sandbox.Netns, at.Inode, p.netns.Inode)
+	if err == nil {
+		err = p.sameNamespace(at)
 	}
 	if err != nil {
 		_ = ns.Close()

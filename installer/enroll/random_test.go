@@ -74,6 +74,7 @@ var actions = []struct {
 	}},
 	{"vanish", func(w *world) {
 		if s := w.take(); s != nil {
+			s.Run(w.t, "ip", "link", "del", "eth0")
 			s.Delete(w.t)
 		}
 	}},

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Depth is how closely Reconcile looks.
@@ -52,7 +50,7 @@ func (e *Enroller) Reconcile(ctx context.Context, depth Depth) {
 		if err := e.reconcilePod(ctx, p, depth); err != nil {
 			problem = err.Error()
 		}
-		if e.setProblem(p, problem) && problem != "" {
+		if e.setProblem(p, problem, depth) && problem != "" {
 			e.podLog(p).Warn("pod is not as it should be", "problem", problem)
 		}
 	}
@@ -70,10 +68,19 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error 
 	if e.get(p.id()) != p {
 		return nil
 	}
-	if depth == Everything && isGone(p) {
-		e.podLog(p).Info("pod is gone", "netns", p.sandbox.Netns)
-		return e.forget(ctx, p, true)
+	var unseen error
+	if depth == Everything {
+		var gone bool
+		if gone, unseen = e.look(p); gone {
+			e.podLog(p).Info("pod is gone", "netns", p.sandbox.Netns)
+			return e.forget(ctx, p, true)
+		}
 	}
+	return errors.Join(unseen, e.bringAbout(ctx, p, depth))
+}
+
+// bringAbout takes the next step, if there is one, from what the pod is to what is wanted of it.
+func (e *Enroller) bringAbout(ctx context.Context, p *pod, depth Depth) error {
 	wanted, reason := e.cfg.Catalog.Snapshot().Enrolled(p.sandbox.Namespace, p.sandbox.Name)
 	now := e.phaseOf(p)
 	switch {
@@ -83,19 +90,14 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error 
 		return e.repair(ctx, p)
 	case wanted && now == served:
 		return errors.Join(e.repairZtunnel(ctx, p), e.repairWorkload(p))
+	case wanted && now == lost:
+		return e.findAgain(ctx, p)
 	case wanted:
 		return e.enrolRunning(ctx, p, reason)
 	case now != known:
 		return e.unenrol(ctx, p, reason)
 	}
 	return nil
-}
-
-// isGone reports whether the pod's namespace has ended, or its path leads elsewhere. The inode will do here: it is not
-// given out again while the agent holds the namespace open, and who enrols a pod makes sure by the cookie.
-func isGone(p *pod) bool {
-	var st unix.Stat_t
-	return unix.Stat(p.sandbox.Netns, &st) != nil || st.Ino != p.netns.Inode
 }
 
 func (e *Enroller) admittedTooLong(p *pod) bool {

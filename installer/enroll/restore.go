@@ -8,9 +8,10 @@ import (
 	"net"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
-	"github.com/sluice-mesh/sluice/internal/netns"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
@@ -22,9 +23,13 @@ func (e *Enroller) Restore() error {
 	if err != nil {
 		return err
 	}
+	// First, so that what is pinned is alive.
+	if err := e.collect(); err != nil {
+		e.log.Warn("collect", "err", err)
+	}
 	infos, err := e.cfg.Node.Pods()
 	if err != nil {
-		e.log.Warn("some attached pods cannot be read; they are removed", "err", err)
+		e.log.Warn("some attached pods cannot be read", "err", err)
 	}
 	pinned := map[string]bpf.PodInfo{} // by container id
 	for _, info := range infos {
@@ -41,34 +46,41 @@ func (e *Enroller) Restore() error {
 		e.restorePod(p, isPinned)
 	}
 	for _, info := range pinned {
-		if p := e.podFromPins(info); p != nil {
-			e.restorePod(p, true)
+		p, err := e.podFromPins(info)
+		if err != nil {
+			e.podLog(p).Warn("record of pod is lost and its namespace cannot be read", "err", err)
 		}
+		e.restorePod(p, true)
 	}
 	return e.dropStaleWorkloads()
 }
 
-// restorePod takes a pod up again if its namespace is still there. One whose ADD died between attaching and serving is
-// taken for served: the next comparison gives it what it lacks.
+// restorePod takes a pod up again. One whose ADD died between attaching and serving is taken for served: the next
+// comparison gives it what it lacks. Only a pod that has neither pins nor a namespace is gone.
 func (e *Enroller) restorePod(p *pod, isPinned bool) {
 	in, err := openInside(p)
-	if err != nil {
+	switch {
+	case err == nil && isPinned:
+		e.resume(p, in)
+		return
+	case err == nil:
+		in.close()
+	case isPinned:
+		p.phase, p.problem, p.seenBy = lost, err.Error(), Everything
+		e.podLog(p).Error("pod cannot be served: its programs are attached, but its network namespace cannot be opened", "err", err)
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, errElsewhere):
 		e.podLog(p).Info("pod is gone", "err", err)
-		if err := errors.Join(e.cfg.Node.DetachPod(pinID(p.id())), e.deleteRecord(p.id())); err != nil {
+		if err := e.deleteRecord(p.id()); err != nil {
 			e.podLog(p).Warn("clean up after pod", "err", err)
 		}
 		return
 	}
-	if err := e.saveRecord(p); err != nil {
-		e.podLog(p).Warn("remember pod", "err", err)
-	}
-	e.mu.Lock()
-	e.pods[p.id()] = p
-	e.mu.Unlock()
-	if !isPinned {
-		in.close()
-		return
-	}
+	e.adopt(p)
+}
+
+// resume is for a pod found in the mesh.
+func (e *Enroller) resume(p *pod, in *inside) {
+	e.adopt(p)
 	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
 	e.announceInside(p, in, account)
 	e.setPhase(p, served)
@@ -76,27 +88,41 @@ func (e *Enroller) restorePod(p *pod, isPinned bool) {
 	e.podLog(p).Info("pod found in the mesh", "addresses", p.sandbox.Addresses())
 }
 
-// podFromPins makes up for a lost record. Addresses come from the pod itself.
-func (e *Enroller) podFromPins(info bpf.PodInfo) *pod {
-	p := newPod(nodeapi.Pod{
+// adopt has the agent know a pod of before its start. A lost pod without interfaces is not put on record: what is
+// known of it is in the pins.
+func (e *Enroller) adopt(p *pod) {
+	if len(p.sandbox.Interfaces) > 0 {
+		if err := e.saveRecord(p); err != nil {
+			e.podLog(p).Warn("remember pod", "err", err)
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pods[p.id()] = p
+}
+
+// podFromPins makes up for a lost record. Addresses come from the pod itself: on error, which says why it cannot be
+// read, they and the interfaces are missing.
+func (e *Enroller) podFromPins(info bpf.PodInfo) (*pod, error) {
+	sandbox := nodeapi.Pod{
 		UID: info.UID, Namespace: info.Namespace, Name: info.Name, ContainerID: info.ContainerID, Netns: info.NetnsPath,
 		Network: info.Network,
-	}, namespace{Inode: info.NetnsInode, Cookie: info.NetnsCookie})
-	ns, err := netns.Open(info.NetnsPath)
-	if err != nil {
-		return nil // Collected as severed, if it is.
 	}
-	defer func() { _ = ns.Close() }()
-	err = ns.Do(func() (err error) {
-		p.sandbox.Interfaces, err = interfacesHere(info)
-		p.interfaces = p.sandbox.Interfaces
+	at := namespace{Inode: info.NetnsInode, Cookie: info.NetnsCookie}
+	p := newPod(sandbox, at)
+	in, err := openInside(p)
+	if err != nil {
+		return p, err
+	}
+	defer in.close()
+	err = in.ns.Do(func() (err error) {
+		sandbox.Interfaces, err = interfacesHere(info)
 		return err
 	})
 	if err != nil {
-		e.podLog(p).Warn("pod not restored: its record is lost and its namespace cannot be read", "err", err)
-		return nil
+		return p, err
 	}
-	return p
+	return newPod(sandbox, at), nil
 }
 
 // interfacesHere reads the pinned interfaces in the calling thread's namespace.
@@ -105,7 +131,7 @@ func interfacesHere(info bpf.PodInfo) ([]nodeapi.Interface, error) {
 	for n, name := range info.Interfaces {
 		link, err := net.InterfaceByName(name)
 		if err != nil {
-			return nil, fmt.Errorf("interface %q: %w", name, err)
+			continue // Taken away, as a second network's DEL does, or renamed.
 		}
 		i := nodeapi.Interface{Name: name}
 		if len(info.HostIfindexes) == len(info.Interfaces) {
@@ -141,7 +167,7 @@ func (e *Enroller) collect() error {
 func (e *Enroller) dropStaleWorkloads() error {
 	live := map[controlplane.Name]bool{}
 	for _, p := range e.all() {
-		if e.phaseOf(p) == served {
+		if now := e.phaseOf(p); now == served || now == lost {
 			live[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}] = true
 		}
 	}

@@ -40,7 +40,7 @@ func (e *Enroller) isReplaced(p *pod) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, other := range e.pods {
-		if other != p && other.workload() == p.workload() && other.inMeshLocked() {
+		if other != p && other.workload() == p.workload() && (other.inMeshLocked() || other.phase == lost) {
 			return true
 		}
 	}
