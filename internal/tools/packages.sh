@@ -5,11 +5,11 @@
 #   lint  what "make lint" and "make generate" execute
 #   all   both
 #
-# Nothing is installed that is already there, and no installed service is started. Without apt, or without being root,
-# it names what is missing and goes on: the step that needs it then says so itself.
+# Nothing is installed that is already there, and no installed service is started. Where apt does not do it, it names
+# what is missing and goes on: the step that needs it then says so itself.
 set -euo pipefail
 
-readonly run='ip:iproute2 tc:iproute2 nft:nftables iptables:iptables ethtool:ethtool curl:curl nginx:nginx-light
+readonly run='ip:iproute2 tc:iproute2 sysctl:procps nft:nftables iptables:iptables curl:curl nginx:nginx-light
   iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev'
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
@@ -53,4 +53,5 @@ fi
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 install() { apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null; }
-install 2>/dev/null || { apt-get update -qq </dev/null && install; }
+install 2>/dev/null || { apt-get update -qq </dev/null && install; } ||
+	echo "not installed: ${missing[*]}" >&2
