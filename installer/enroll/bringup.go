@@ -128,7 +128,7 @@ func (e *Enroller) detach(p *pod) {
 func (e *Enroller) announceInside(p *pod, in *inside, account string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p.inside, p.account, p.phase, p.since = in, account, serving, time.Now()
+	p.inside, p.account, p.next, p.phase, p.since = in, account, account, serving, time.Now()
 	e.current[p.sandbox.UID] = p
 }
 

@@ -602,3 +602,72 @@ func TestSecondNetworkAddsItsInterface(t *testing.T) {
 	l.must(s.del())
 	s.nothingLeft()
 }
+
+func TestRefusedUpdateIsTriedAgainAndTakesNothingAway(t *testing.T) {
+	l := newLab(t, nil)
+	z := l.ztunnel("z")
+	s, peer := l.pod("mesh", "p").mustAdd(), l.pod("plain", "peer")
+	z.setRefuse("no certificate")
+	l.manifest("pods", "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: mesh}\nspec: {serviceAccountName: other}\n")
+	z.waitEvent("add uid-p other")
+	s.eventuallyIs("served", "no certificate")
+	for range 3 {
+		l.e.Reconcile(t.Context(), Everything)
+	}
+	if st := s.status(); !strings.Contains(st.Problem, "no certificate") || st.ServiceAccount != "default" {
+		t.Errorf("status: %+v", st)
+	}
+	for _, account := range []string{"default", "other"} { // Ztunnel needs the one, and asks for the other before it acks.
+		if !l.e.MayImpersonate("spiffe://cluster.local/ns/mesh/sa/" + account) {
+			t.Errorf("MayImpersonate(%s): got false", account)
+		}
+	}
+	peer.wantGreeting(netip.AddrPortFrom(s.Addr4, 80), "z inbound4")
+	z.setRefuse("")
+	s.eventuallyIs("served", "")
+	if st := s.status(); st.ServiceAccount != "other" || z.seen("del uid-p") != 0 {
+		t.Errorf("status: %+v; removed %d times", st, z.seen("del uid-p"))
+	}
+	if l.e.MayImpersonate("spiffe://cluster.local/ns/mesh/sa/default") {
+		t.Error("the identity that the pod had may still be impersonated")
+	}
+}
+
+func TestServeOfARestoredPodNeedsZtunnelsAck(t *testing.T) {
+	l := newLab(t, nil)
+	z := l.ztunnel("z")
+	s := l.pod("mesh", "p").mustAdd()
+	z.kill()
+	l.restart()
+	_, err := s.ask(nodeapi.VerbServe)
+	if e := refusal(t, err); e.Code != nodeapi.CodeTryAgain || !strings.Contains(e.Message, "no ztunnel connected") {
+		t.Errorf("serve without a ztunnel: %v", e)
+	}
+	z = l.ztunnel("z", refusing("cannot bind"))
+	_, err = s.ask(nodeapi.VerbServe)
+	if e := refusal(t, err); e.Code != nodeapi.CodeTryAgain || !strings.Contains(e.Message, "cannot bind") {
+		t.Errorf("serve by a ztunnel that refuses: %v", e)
+	}
+	s.eventuallyIs("served", "cannot bind") // Also if only the snapshot told it so.
+	z.setRefuse("")
+	_, err = s.ask(nodeapi.VerbServe)
+	l.must(err)
+	s.eventuallyIs("served", "")
+}
+
+func TestSandboxThatFailsGivesItsPlaceBack(t *testing.T) {
+	l := newLab(t, nil)
+	z := l.ztunnel("z")
+	old, peer := l.pod("mesh", "p").mustAdd(), l.pod("plain", "peer")
+	z.setRefuse("cannot bind")
+	if err := l.pod("mesh", "p").add(); err == nil { // Same uid and name, other container and namespace.
+		t.Fatal("add succeeded")
+	}
+	z.waitEvent("del uid-p")
+	z.setRefuse("")
+	old.eventuallyIs("served", "")
+	peer.wantGreeting(netip.AddrPortFrom(old.Addr4, 80), "z inbound4")
+	if !old.published() {
+		t.Error("workload file is gone")
+	}
+}

@@ -108,7 +108,8 @@ type pod struct {
 	// Guarded by Enroller.mu.
 	phase   phase
 	since   time.Time // of phase
-	account string    // service account ztunnel was told
+	account string    // service account that ztunnel has acked
+	next    string    // service account that ztunnel is being told
 	inside  *inside   // set while serving or served
 	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
 	interfaces []nodeapi.Interface
@@ -175,7 +176,7 @@ func (e *Enroller) MayImpersonate(identity string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.pods {
-		if p.inMeshLocked() && p.sandbox.Namespace == parts[2] && p.account == parts[4] {
+		if p.inMeshLocked() && p.sandbox.Namespace == parts[2] && (p.account == parts[4] || p.next == parts[4]) {
 			return true
 		}
 	}

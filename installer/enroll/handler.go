@@ -50,6 +50,10 @@ func (e *Enroller) serve(ctx context.Context, sandbox *nodeapi.Pod) *nodeapi.Err
 	defer cancel()
 	switch e.phaseOf(p) {
 	case served:
+		// Perhaps by the agent before this one, of whose pods no ztunnel has said yet whether it serves them.
+		if err := e.update(ctx, p, ztunnels.Served); err != nil {
+			return refusalOf(fmt.Errorf("serve: %w", err))
+		}
 		return nil
 	case known:
 		return nodeapi.Errorf(nodeapi.CodeBadRequest, "serve: pod %s is not enrolled", p.workload())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/installer/ztunnels"
 )
 
 // repair compares a served pod with what it should be, part by part, and puts right what is not.
@@ -60,30 +61,44 @@ func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
 	return nil
 }
 
-// repairZtunnel tells ztunnel of the pod again if its service account is another, or if a sandbox of the same uid that
-// failed took its place.
+// repairZtunnel tells the newest ztunnel of the pod if it has not acked it as it is: its service account is another, a
+// sandbox of the same uid that failed took its place, or ztunnel refused it.
 func (e *Enroller) repairZtunnel(ctx context.Context, p *pod) error {
+	err := e.update(ctx, p, ztunnels.Underway)
+	if errors.Is(err, ztunnels.ErrNone) {
+		return nil // The next one's snapshot will name the pod. Status says that there is none.
+	}
+	return err
+}
+
+// update tells the newest ztunnel of the pod as it is, unless it is as far as enough already. On error it goes on with
+// what it has of the pod.
+func (e *Enroller) update(ctx context.Context, p *pod, enough ztunnels.Progress) error {
 	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
 	e.mu.Lock()
-	in, owner := p.inside, e.current[p.sandbox.UID]
-	same := owner == p && p.account == account
-	if owner == nil || owner == p {
-		e.current[p.sandbox.UID], p.account = p, account
+	if e.current[p.sandbox.UID] == nil {
+		e.current[p.sandbox.UID] = p
 	}
+	in, owns := p.inside, e.current[p.sandbox.UID] == p
+	p.next = account // Before ztunnel is told: it asks for the certificate before it acks.
 	e.mu.Unlock()
-	if same || (owner != nil && owner != p) {
+	if !owns {
 		return nil
 	}
-	if e.cfg.Ztunnels.Connected() == 0 {
-		e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))
+	now := ztunnelPod(p, in.ns, account)
+	progress := e.cfg.Ztunnels.Progress(now)
+	if progress < enough {
+		ctx, cancel := e.untilEnded(ctx, p)
+		defer cancel()
+		if err := e.cfg.Ztunnels.Update(ctx, now); err != nil {
+			return err
+		}
+	} else if progress < ztunnels.Served {
 		return nil
 	}
-	ctx, cancel := e.untilEnded(ctx, p)
-	defer cancel()
-	if err := e.cfg.Ztunnels.Add(ctx, ztunnelPod(p, in.ns, account)); err != nil {
-		e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))
-		return err
-	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.account = account
 	return nil
 }
 

@@ -117,6 +117,5 @@ func (e *Enroller) findAgain(ctx context.Context, p *pod) error {
 		return err
 	}
 	e.resume(p, in)
-	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
-	return errors.Join(e.cfg.Ztunnels.Update(ctx, ztunnelPod(p, in.ns, account)), e.repair(ctx, p))
+	return e.repair(ctx, p)
 }

@@ -21,14 +21,14 @@ import (
 
 // ztunnel is a fake one: it speaks ZDS, asks for listeners, and says its name and the slot to whoever connects.
 type ztunnel struct {
-	l      *lab
-	name   string
-	refuse string // not empty: answer to Adds
-	hang   chan struct{}
-	stopZ  context.CancelFunc
-	wg     sync.WaitGroup
+	l     *lab
+	name  string
+	hang  chan struct{}
+	stopZ context.CancelFunc
+	wg    sync.WaitGroup
 
 	mu     sync.Mutex
+	refuse string // not empty: answer to Adds
 	dead   bool
 	pods   map[string]map[string]*net.TCPListener // uid -> slot
 	events []string
@@ -103,8 +103,11 @@ func (z *ztunnel) handle(ctx context.Context, r *zds.WorkloadRequest) error {
 		if z.hang != nil {
 			<-z.hang
 		}
-		if z.refuse != "" {
-			return errors.New(z.refuse)
+		z.mu.Lock()
+		refuse := z.refuse
+		z.mu.Unlock()
+		if refuse != "" {
+			return errors.New(refuse)
 		}
 		err := z.takeListeners(ctx, p.Add.Uid)
 		z.mu.Lock()
@@ -180,6 +183,12 @@ func (z *ztunnel) takeListeners(ctx context.Context, uid string) error {
 func hanging(z *ztunnel) { z.hang = make(chan struct{}) }
 
 func refusing(text string) func(*ztunnel) { return func(z *ztunnel) { z.refuse = text } }
+
+func (z *ztunnel) setRefuse(text string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.refuse = text
+}
 
 func (z *ztunnel) accept(ln net.Listener, slot string) {
 	for {
