@@ -81,6 +81,7 @@ const (
 	captureVerdictVERDICT_DROP_LEAK          captureVerdict = 38
 	captureVerdictVERDICT_DROP_LEAK_FRAGMENT captureVerdict = 39
 	captureVerdictVERDICT_DROP_LEAK_HEADERS  captureVerdict = 40
+	captureVerdictVERDICT_DROP_LEAK_TAGGED   captureVerdict = 41
 	captureVerdictVERDICT_FIRST_DROP         captureVerdict = 32
 	captureVerdictVERDICT_MAX                captureVerdict = 64
 )

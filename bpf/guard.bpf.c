@@ -44,6 +44,13 @@ int guard(struct __sk_buff *skb)
 		if (is_mesh(&packet.flow.dst))
 			return drop(VERDICT_DROP_LEAK_HEADERS);
 		break;
+	case SHAPE_TAGGED:
+		/* The kernel takes one tag off before us and the others after us, and a tag of VLAN 0 means none:
+		 * what is inside arrives as if it had never been tagged. No pod of the mesh needs two tags.
+		 */
+		if (set_is_complete())
+			return drop(VERDICT_DROP_LEAK_TAGGED);
+		break;
 	default:
 		break;
 	}

@@ -4,10 +4,12 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -48,11 +50,17 @@ func macOf(t *testing.T, ns *testutil.NS, dev string) (mac net.HardwareAddr) {
 	return mac
 }
 
-func (r *rawSocket) send(t *testing.T, f frame) {
+// send puts tags, VLAN headers, between the addresses and what f says.
+func (r *rawSocket) send(t *testing.T, f frame, tags ...uint16) {
 	t.Helper()
 	data := f.bytes()
 	copy(data, r.other)
 	copy(data[macBytes:], r.local)
+	var header []byte
+	for _, protocol := range tags {
+		header = append(binary.BigEndian.AppendUint16(header, protocol), 0, 0) // VLAN 0: a priority, no VLAN
+	}
+	data = slices.Insert(data, 2*macBytes, header...)
 	proto := uint16(etherTypeIPv4)
 	if f.dst.Addr().Is6() {
 		proto = etherTypeIPv6
@@ -118,6 +126,38 @@ func TestGuardStopsWhatBypassesCapture(t *testing.T) {
 	})
 	if got := guarded.count(t, VerdictDropLeak); got != 2 {
 		t.Errorf("drop-leak: got %d, want 2", got)
+	}
+}
+
+// Tags of VLAN 0 come off on the way, one before guard and the rest after it.
+func TestGuardStopsWhatHidesBehindVLANTags(t *testing.T) {
+	w := newWorld(t)
+	unguarded := w.enrol(t, w.host.Pod(t, "unguarded"), func(c *PodConfig) { c.HostIfindexes = nil })
+	guarded, server := w.enrol(t, w.host.Pod(t, "guarded")), w.host.Pod(t, "server")
+	w.mesh(t, server)
+	wire := sniff(t, w.host.NS, server.HostIf)
+	eachFamily(t, func(t *testing.T, family string) {
+		dst := netip.AddrPortFrom(server.Addr(family), 80)
+		port := uint16(5000)
+		for _, tags := range [][]uint16{{unix.ETH_P_8021Q}, {unix.ETH_P_8021Q, unix.ETH_P_8021Q}, {unix.ETH_P_8021AD, unix.ETH_P_8021Q}} {
+			port++
+			for _, pod := range []*enrolled{guarded, unguarded} {
+				f := frame{src: netip.AddrPortFrom(pod.Addr(family), port), dst: dst, flags: flagSYN}
+				newRawSocket(t, w.host, pod.Pod, true).send(t, f, tags...)
+			}
+			testutil.Eventually(t, 2*time.Second, func() error {
+				if src := netip.AddrPortFrom(unguarded.Addr(family), port); !wire.saw(src, dst) {
+					return fmt.Errorf("%#x: %v is not on the wire: the test cannot fail", tags, src)
+				}
+				return nil
+			})
+			if src := netip.AddrPortFrom(guarded.Addr(family), port); wire.saw(src, dst) {
+				t.Errorf("%#x: %v went past guard", tags, src)
+			}
+		}
+	})
+	if got := guarded.count(t, VerdictDropLeak) + guarded.count(t, VerdictDropLeakTagged); got != 6 {
+		t.Errorf("drop-leak and drop-leak-tagged: got %d, want 6", got)
 	}
 }
 

@@ -40,6 +40,7 @@ const (
 	VerdictDropLeak         = Verdict(captureVerdictVERDICT_DROP_LEAK)
 	VerdictDropLeakFragment = Verdict(captureVerdictVERDICT_DROP_LEAK_FRAGMENT)
 	VerdictDropLeakHeaders  = Verdict(captureVerdictVERDICT_DROP_LEAK_HEADERS)
+	VerdictDropLeakTagged   = Verdict(captureVerdictVERDICT_DROP_LEAK_TAGGED)
 )
 
 var verdictNames = map[Verdict]string{
@@ -69,6 +70,7 @@ var verdictNames = map[Verdict]string{
 	VerdictDropLeak:         "drop-leak",
 	VerdictDropLeakFragment: "drop-leak-fragment",
 	VerdictDropLeakHeaders:  "drop-leak-headers",
+	VerdictDropLeakTagged:   "drop-leak-tagged",
 }
 
 func (v Verdict) String() string {

@@ -30,6 +30,7 @@ struct ipv6_fragment {
 
 enum shape {
 	SHAPE_OTHER,     /* not TCP; the packet is not filled */
+	SHAPE_TAGGED,    /* VLAN tags that the kernel has not taken off yet; nothing is valid */
 	SHAPE_TCP,       /* all of the packet is valid */
 	SHAPE_FRAGMENT,  /* may be TCP; only the addresses are valid */
 	SHAPE_MALFORMED, /* headers cut short or inconsistent; nothing is valid */
@@ -163,6 +164,9 @@ static __always_inline enum shape parse(struct __sk_buff *skb, struct packet *pa
 		return parse_ipv4(skb, packet);
 	case bpf_htons(ETH_P_IPV6):
 		return parse_ipv6(skb, packet);
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		return SHAPE_TAGGED;
 	default:
 		return SHAPE_OTHER;
 	}

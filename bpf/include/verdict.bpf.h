@@ -48,6 +48,8 @@ enum verdict {
 	VERDICT_DROP_LEAK_FRAGMENT = 39, /* guard: TCP fragment towards the mesh */
 	VERDICT_DROP_LEAK_HEADERS =
 		40, /* guard: headers that hide what the packet is, towards the mesh */
+	VERDICT_DROP_LEAK_TAGGED =
+		41, /* guard: more than one VLAN tag, which hide what the packet is */
 
 	VERDICT_FIRST_DROP = VERDICT_DROP_STRAY,
 	VERDICT_MAX = 64,

@@ -103,31 +103,38 @@ func (s *scene) proveMarks(r *report, server netip.Addr) error {
 // there, and the wire must not see them.
 func (s *scene) proveGuard(r *report) error {
 	for _, fam := range []int{4, 6} {
-		before, err := s.podVerdicts(s.Nodes[0], s.client)
-		if err != nil {
-			return err
+		for tags, verdict := range []bpf.Verdict{0: bpf.VerdictDropLeak, 1: bpf.VerdictDropLeak, 2: bpf.VerdictDropLeakTagged} {
+			stopped, err := s.stoppedByGuard(s.client.Addr(fam), s.server.Addr(fam), tags, verdict)
+			if err != nil {
+				return err
+			}
+			what := fmt.Sprintf("raw SYN with PACKET_QDISC_BYPASS, %d VLAN tags, %s", tags, family(s.client.Addr(fam)))
+			r.check(stopped == 1, what, "verdict %v +%d", verdict, stopped)
 		}
-		src, dst := s.client.Addr(fam), s.server.Addr(fam)
-		if err := s.sendPastHooks(src, dst); err != nil {
-			return err
-		}
-		after, err := s.podVerdicts(s.Nodes[0], s.client)
-		if err != nil {
-			return err
-		}
-		stopped := after[bpf.VerdictDropLeak] - before[bpf.VerdictDropLeak]
-		r.check(stopped == 1, "raw SYN with PACKET_QDISC_BYPASS, "+family(src), "verdict %v +%d", bpf.VerdictDropLeak, stopped)
 	}
 	return nil
 }
 
+// stoppedByGuard is how often guard gave the verdict while one SYN was sent.
+func (s *scene) stoppedByGuard(src, dst netip.Addr, tags int, verdict bpf.Verdict) (uint64, error) {
+	before, err := s.podVerdicts(s.Nodes[0], s.client)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.sendPastHooks(src, dst, tags); err != nil {
+		return 0, err
+	}
+	after, err := s.podVerdicts(s.Nodes[0], s.client)
+	return after[verdict] - before[verdict], err
+}
+
 // sendPastHooks sends one SYN as a frame, addressed to the gateway as the pod's own traffic is.
-func (s *scene) sendPastHooks(src, dst netip.Addr) error {
+func (s *scene) sendPastHooks(src, dst netip.Addr, tags int) error {
 	mac, err := s.gatewayMAC(dst)
 	if err != nil {
 		return err
 	}
-	if out, err := s.command(s.client, s.python(), s.program("leak.py"), src.String(), dst.String(), fmt.Sprint(httpPort), mac); err != nil {
+	if out, err := s.command(s.client, s.python(), s.program("leak.py"), src.String(), dst.String(), fmt.Sprint(httpPort), mac, fmt.Sprint(tags)); err != nil {
 		return fmt.Errorf("leak.py: %w: %s", err, out)
 	}
 	return nil

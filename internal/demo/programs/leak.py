@@ -1,4 +1,5 @@
-"""leak.py SRC DST PORT MAC: sends a TCP SYN past every hook of the pod's own device (PACKET_QDISC_BYPASS)."""
+"""leak.py SRC DST PORT MAC [TAGS]: sends a TCP SYN past every hook of the pod's own device (PACKET_QDISC_BYPASS), behind
+that many VLAN tags."""
 import ipaddress
 import socket
 import struct
@@ -32,4 +33,5 @@ sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
 sock.bind(("eth0", 0))
 own = sock.getsockname()[4]
-sock.send(gateway + own + struct.pack("!H", kind) + packet)
+tags = struct.pack("!HH", 0x8100, 0) * int((sys.argv[5:] or ["0"])[0])
+sock.send(gateway + own + tags + struct.pack("!H", kind) + packet)
