@@ -14,7 +14,8 @@ import (
 //
 // Attaching again to the same namespace replaces the programs in place: no packet goes without, and listeners, open
 // connections and counters stay. If that fails half-way the pod stays attached, with programs of both versions.
-// A pod of the same id but another namespace is detached first. The caller closes the Pod; it stays attached.
+// A device keeps its capture, whatever the pod calls it now, until cfg.Interfaces leaves out the name that it was
+// attached by. A pod of the same id but another namespace is detached first. The caller closes the Pod; it stays attached.
 //
 // Needs Linux 6.6 (tcx).
 func (n *Node) AttachPod(cfg PodConfig) (*Pod, error) {
@@ -35,10 +36,14 @@ func (n *Node) attachPod(cfg PodConfig) (*Pod, error) {
 	}
 	defer func() { _ = ns.Close() }()
 	info := cfg.info()
-	var captured []int
-	err = ns.Do(func() (err error) {
-		if captured, err = ifindexes(cfg.Interfaces); err != nil {
-			return err
+	missing := map[string]error{}
+	err = ns.Do(func() error {
+		for _, name := range cfg.Interfaces {
+			if i, err := ifindexOf(name); err != nil {
+				missing[name] = err
+			} else {
+				info.Captured = append(info.Captured, Capture{name, i})
+			}
 		}
 		return inspectNetns(ns, &info)
 	})
@@ -54,7 +59,7 @@ func (n *Node) attachPod(cfg PodConfig) (*Pod, error) {
 	}
 	defer lock.release()
 
-	a := &attachment{node: n, cfg: cfg, info: info, ns: ns, captured: captured, lock: lock}
+	a := &attachment{node: n, cfg: cfg, info: info, ns: ns, missing: missing, lock: lock}
 	return a.run()
 }
 

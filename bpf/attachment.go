@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,12 +14,12 @@ import (
 
 // attachment is one call of AttachPod under the pod's lock.
 type attachment struct {
-	node     *Node
-	cfg      PodConfig
-	info     PodInfo
-	ns       *netns.NS
-	captured []int // ifindexes of cfg.Interfaces
-	lock     *podLock
+	node    *Node
+	cfg     PodConfig
+	info    PodInfo
+	ns      *netns.NS
+	missing map[string]error // those of cfg.Interfaces that no device has as its name
+	lock    *podLock
 }
 
 func (a *attachment) podDir() string { return filepath.Join(a.node.root, podsDir, a.cfg.ID) }
@@ -33,13 +34,17 @@ func (a *attachment) run() (*Pod, error) {
 		a.info.LoopbackWasOpen = old.info.LoopbackWasOpen
 		return old, closeOnError(old, a.replace(old))
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		_ = old.Close()
-	}
-	if !errors.Is(err, ErrNotAttached) {
 		if err := a.node.detachLocked(a.cfg.ID, a.lock); err != nil {
 			return nil, err
 		}
+	case !errors.Is(err, ErrNotAttached):
+		return nil, err // what is there may be capturing: not ours to take apart unread
+	}
+	for _, err := range a.missing {
+		return nil, err
 	}
 	return a.create()
 }
@@ -109,6 +114,9 @@ func (a *attachment) build(dir string) error {
 
 // replace gives an attached pod new programs and settings.
 func (a *attachment) replace(p *Pod) error {
+	if err := a.keepCaptured(p); err != nil {
+		return err
+	}
 	if err := a.fillSlots(p); err != nil {
 		return err
 	}
@@ -128,7 +136,7 @@ func (a *attachment) replace(p *Pod) error {
 		return err
 	}
 	for _, pin := range pins {
-		if !wanted[pin] { // an interface that is gone or no longer ours
+		if !wanted[pin] { // a device that is gone, or that the caller gave up
 			if err := detachPin(filepath.Join(p.dir, pin)); err != nil {
 				return err
 			}
@@ -136,6 +144,31 @@ func (a *attachment) replace(p *Pod) error {
 	}
 	p.info = a.info
 	return writeInfo(p.maps.Info, &a.info)
+}
+
+// keepCaptured adds the devices that p has under capture by one of the wanted names to those that have the names now. A
+// pod that may rename its devices could otherwise have a decoy captured in place of the device that leads out.
+func (a *attachment) keepCaptured(p *Pod) error {
+	for _, c := range p.info.Captured {
+		if !slices.Contains(a.cfg.Interfaces, c.Name) {
+			continue
+		}
+		target, err := pinTarget(filepath.Join(p.dir, capturePin(c.Ifindex)))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("capture of interface %q: %w", c.Name, err)
+		}
+		if target == 0 { // the device is gone
+			continue
+		}
+		delete(a.missing, c.Name)
+		if !slices.Contains(a.info.Captured, c) {
+			a.info.Captured = append(a.info.Captured, c)
+		}
+	}
+	for _, err := range a.missing {
+		return err
+	}
+	return nil
 }
 
 func (a *attachment) fillSlots(p *Pod) error {
@@ -155,7 +188,7 @@ func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
 		return err
 	}
 	defer progs.Close()
-	links := wantedLinks(a.ns, progs, slices.Compact(slices.Sorted(slices.Values(a.captured))), a.cfg.HostIfindexes)
+	links := wantedLinks(a.ns, progs, a.info.ifindexes(), a.cfg.HostIfindexes)
 	for i := range links {
 		if err := do(&links[i]); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
@@ -44,22 +45,30 @@ func (p *Pod) checkNetns() error {
 			p.checkLink(localLink, uint64(loopbackIfindex)),
 			checkSteering(p.info.IPv6),
 		}
+		for _, c := range p.info.Captured {
+			errs = append(errs, p.checkCapture(c))
+		}
 		for _, name := range p.info.Interfaces {
-			errs = append(errs, p.checkInterface(name))
+			errs = append(errs, p.checkName(name))
 		}
 		return errors.Join(errs...)
 	})
 }
 
-func (p *Pod) checkInterface(name string) error {
-	indexes, err := ifindexes([]string{name})
-	if err != nil {
-		return err
-	}
-	if err := p.checkLink(capturePin(indexes[0]), uint64(indexes[0])); err != nil {
-		return fmt.Errorf("interface %q: %w", name, err)
+func (p *Pod) checkCapture(c Capture) error {
+	if err := p.checkLink(capturePin(c.Ifindex), uint64(c.Ifindex)); err != nil {
+		return fmt.Errorf("interface %q: %w", c.Name, err)
 	}
 	return nil
+}
+
+// checkName looks for a device that took the name of one with capture. That one keeps it; the other has none yet.
+func (p *Pod) checkName(name string) error {
+	i, err := ifindexOf(name)
+	if err != nil || slices.Contains(p.info.ifindexes(), i) {
+		return nil // renamed or gone: checkCapture tells which
+	}
+	return fmt.Errorf("interface %q: is another device now, number %d, which has no capture", name, i)
 }
 
 func (p *Pod) checkLink(pin string, want uint64) error {

@@ -20,7 +20,7 @@ func TestInfoIsKept(t *testing.T) {
 	p := w.attach(t, pod, func(c *PodConfig) { c.CaptureAll = true })
 	want := PodInfo{
 		ID: pod.Name, UID: "uid-" + pod.Name, Namespace: "default", Name: pod.Name, ContainerID: "c-" + pod.Name,
-		NetnsPath: pod.Path, Interfaces: []string{"eth0"}, HostIfindexes: []int{pod.HostIfindex},
+		NetnsPath: pod.Path, Interfaces: []string{"eth0"}, Captured: []Capture{{"eth0", pod.Ifindex(t, "eth0")}}, HostIfindexes: []int{pod.HostIfindex},
 		CaptureAll: true, IPv6: true,
 	}
 	got := p.Info()

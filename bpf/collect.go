@@ -12,8 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Pods lists the attached pods, sorted by id. Pods that cannot be read are left out and named in the error; Collect
-// removes them.
+// Pods lists the attached pods, sorted by id. Pods that cannot be read are left out and named in the error.
 func (n *Node) Pods() ([]PodInfo, error) {
 	ids, err := n.ids(podsDir)
 	if err != nil {
@@ -37,7 +36,9 @@ func (n *Node) Pods() ([]PodInfo, error) {
 }
 
 // Collect removes the pods that keep does not want, and always those whose namespace is gone, that are of an earlier
-// boot, cannot be read, or were left half-made by a process that died. nil keeps all others.
+// boot, or were left half-made by a process that died. nil keeps all others. A pod that cannot be read, for lack of
+// descriptors or because a newer release attached it, is left as it is and named in the error: to take it apart would
+// let its traffic out in clear.
 //
 // Pods that another process attaches or detaches just now are left alone. It continues past errors and joins them;
 // removed names what is gone, also then.
@@ -76,7 +77,11 @@ func (n *Node) collectPod(id, bootID string, keep func(PodInfo) bool) (removed b
 	defer lock.release()
 	half := exists(lock.newDir()) || exists(lock.oldDir())
 	dir := filepath.Join(n.root, podsDir, id)
-	if n.isWanted(dir, bootID, keep) {
+	wanted, err := n.isWanted(dir, bootID, keep)
+	if err != nil {
+		return false, err
+	}
+	if wanted {
 		return half, errors.Join(takeDown(lock.newDir()), takeDown(lock.oldDir()))
 	}
 	if !half && !exists(dir) {
@@ -86,16 +91,22 @@ func (n *Node) collectPod(id, bootID string, keep func(PodInfo) bool) (removed b
 	return err == nil, err
 }
 
-func (n *Node) isWanted(dir, bootID string, keep func(PodInfo) bool) bool {
+// isWanted is false only for what is known to be garbage.
+func (n *Node) isWanted(dir, bootID string, keep func(PodInfo) bool) (bool, error) {
+	// Severed: the namespace is gone, or somebody detached dispatch. Told by the kernel, so it holds for pods of any
+	// release. A commit is one rename: a folder without this pin is what is left of one that was being removed.
+	target, err := pinTarget(filepath.Join(dir, dispatchLink))
+	if errors.Is(err, os.ErrNotExist) || (err == nil && target == 0) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	info, err := readInfoPin(filepath.Join(dir, infoMap))
-	if err != nil || info.BootID != bootID {
-		return false
+	if err != nil {
+		return false, err
 	}
-	// Severed: the namespace is gone, or somebody detached dispatch.
-	if target, err := pinTarget(filepath.Join(dir, dispatchLink)); err != nil || target == 0 {
-		return false
-	}
-	return keep == nil || keep(info)
+	return info.BootID == bootID && (keep == nil || keep(info)), nil
 }
 
 // ids lists the folders in a folder of the root.

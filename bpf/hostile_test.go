@@ -53,6 +53,43 @@ func TestNetAdminInThePodCannotEscape(t *testing.T) {
 	wire.wantNone(t, client.Pod, server)
 }
 
+// A pod that swaps names keeps capture on the device that leads out, also when somebody repairs what Check complains of.
+func TestRenamedInterfaceStaysCaptured(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.enrol(t, w.host.Pod(t, "client")), w.host.Pod(t, "server")
+	w.mesh(t, server)
+	wire := sniff(t, w.host.NS, server.HostIf)
+	stillCaptured := func() {
+		t.Helper()
+		eachFamily(t, func(t *testing.T, family string) {
+			addr := netip.AddrPortFrom(server.Addr(family), 80)
+			wantAnswer(t, client.NS, addr, "outbound@"+addr.String(), client.Addr(family))
+		})
+	}
+	eachFamily(t, func(t *testing.T, family string) {
+		server.Echo(t, "server", netip.AddrPortFrom(server.Addr(family), 80).String())
+	})
+	client.Run(t, "ip", "link", "set", "eth0", "name", "real")
+	stillCaptured()
+	client.Run(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "decoy")
+	pod, err := w.Node.Pod(client.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pod.Close() }()
+	if err := pod.Check(); err == nil || !strings.Contains(err.Error(), "is another device now") {
+		t.Errorf("Check: got %v, want it to name the decoy", err)
+	}
+	for range 2 {
+		again := w.attach(t, client.Pod)
+		if err := again.Check(); err != nil {
+			t.Errorf("Check after attaching again: %v", err)
+		}
+		stillCaptured()
+	}
+	wire.wantNone(t, client.Pod, server)
+}
+
 func TestMarksOfTheAppDoNotMatter(t *testing.T) {
 	w := newWorld(t)
 	client, server := w.enrol(t, w.host.Pod(t, "client")), w.host.Pod(t, "server")

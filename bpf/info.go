@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -33,13 +34,30 @@ type PodInfo struct {
 	NetnsCookie uint64 `json:"netnsCookie"` // never used again until the next boot, unlike the inode
 	BootID      string `json:"bootID"`
 
-	Interfaces    []string `json:"interfaces"`              // inside the pod, with capture
-	HostIfindexes []int    `json:"hostIfindexes,omitempty"` // on the host, with guard
-	CaptureAll    bool     `json:"captureAll,omitempty"`
-	IPv6          bool     `json:"ipv6,omitempty"` // IPv6 is on in the pod: rule, route and listeners are expected
+	Interfaces    []string  `json:"interfaces"`              // inside the pod, with capture
+	Captured      []Capture `json:"captured"`                // what those names were when capture was attached
+	HostIfindexes []int     `json:"hostIfindexes,omitempty"` // on the host, with guard
+	CaptureAll    bool      `json:"captureAll,omitempty"`
+	IPv6          bool      `json:"ipv6,omitempty"` // IPv6 is on in the pod: rule, route and listeners are expected
 
 	// LoopbackWasOpen says that lo's accept_local was set before us, so detaching leaves it.
 	LoopbackWasOpen bool `json:"loopbackWasOpen,omitempty"`
+}
+
+// Capture is a device with capture. The pod may rename it and give its name to another: the index stays.
+type Capture struct {
+	Name    string `json:"name"`
+	Ifindex int    `json:"ifindex"`
+}
+
+// ifindexes lists the devices with capture, each once.
+func (i *PodInfo) ifindexes() []int {
+	var all []int
+	for _, c := range i.Captured {
+		all = append(all, c.Ifindex)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // infoSpec is a map of one record: a bpffs holds no files.

@@ -180,18 +180,14 @@ func linkPins(dir string) ([]string, error) {
 	return pins, nil
 }
 
-// ifindexes resolves interface names in the calling thread's network namespace.
-func ifindexes(names []string) ([]int, error) {
-	var indexes []int
-	for _, name := range names {
-		l, err := netlink.LinkByName(name)
-		if err != nil {
-			return nil, fmt.Errorf("interface %q: %w", name, err)
-		}
-		if l.Attrs().Index == loopbackIfindex {
-			return nil, fmt.Errorf("interface %q: is the loopback", name)
-		}
-		indexes = append(indexes, l.Attrs().Index)
+// ifindexOf resolves an interface's name in the calling thread's network namespace.
+func ifindexOf(name string) (int, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("interface %q: %w", name, err)
 	}
-	return indexes, nil
+	if l.Attrs().Index == loopbackIfindex {
+		return 0, fmt.Errorf("interface %q: is the loopback", name)
+	}
+	return l.Attrs().Index, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,19 +48,7 @@ func lockDir(dir string, wait bool) (*podLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	how := unix.LOCK_EX
-	if !wait {
-		how |= unix.LOCK_NB
-	}
-	for {
-		err = unix.Flock(int(file.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = errBusy
-	}
+	err = flock(file, wait)
 	if err == nil {
 		err = isSameDir(file, dir)
 	}
@@ -68,6 +57,26 @@ func lockDir(dir string, wait bool) (*podLock, error) {
 		return nil, err
 	}
 	return &podLock{dir: dir, file: file}, nil
+}
+
+// lockTimeout is how long another process may hold a pod. It takes milliseconds, unless that process was stopped.
+const lockTimeout = 5 * time.Second
+
+func flock(file *os.File, wait bool) error {
+	for deadline := time.Now().Add(lockTimeout); ; {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return err
+		case !wait:
+			return errBusy
+		case time.Now().After(deadline):
+			return fmt.Errorf("%w for %s: look for a process that has %s open and does not go on", errBusy, lockTimeout, file.Name())
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 // isSameDir wraps os.ErrNotExist if path no longer leads to the open folder: what we locked is gone.
