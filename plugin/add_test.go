@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -161,6 +162,7 @@ var absences = map[string]func(t *testing.T, socket string) string{
 
 // An agent that refuses is not away. It may know that the pod is enrolled, whatever it knew when it wrote that down.
 func TestAddFailsWhenTheAgentRefuses(t *testing.T) {
+	t.Parallel()
 	refused := func(code nodeapi.Code) string {
 		return fmt.Sprintf(`{"version":1,"error":{"code":%q,"message":"something went wrong"}}`, code)
 	}
@@ -177,7 +179,6 @@ func TestAddFailsWhenTheAgentRefuses(t *testing.T) {
 		"enrolled, no pin": {`{"version":1,"decision":{"enrolled":true}}`, types.ErrInternal, []string{"without a pin id"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			l.agent.stop()
 			answer(t, l.settings["agentSocket"].(string), tc.answer)
@@ -218,9 +219,9 @@ func answer(t *testing.T, socket, text string) {
 
 // With the agent away, pods that are known not to be in the mesh start, all others wait for it.
 func TestAddWithoutAgent(t *testing.T) {
+	t.Parallel()
 	for name, absence := range absences {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			l.agent.stop()
 			words := absence(t, l.settings["agentSocket"].(string))
@@ -264,6 +265,7 @@ func TestAddWithoutAgentFailsClosedWhenNothingIsKnown(t *testing.T) {
 
 // Each step of ADD fails in turn; what is left afterwards is what was there before.
 func TestAddUndoesItselfAfterEachStep(t *testing.T) {
+	t.Parallel()
 	const decide, serve, release = nodeapi.VerbDecide, nodeapi.VerbServe, nodeapi.VerbRelease
 	enrolledAs := func(pinID string) func(*nodeapi.Request) (nodeapi.Answer, *nodeapi.Error) {
 		return func(*nodeapi.Request) (nodeapi.Answer, *nodeapi.Error) {
@@ -310,7 +312,6 @@ func TestAddUndoesItselfAfterEachStep(t *testing.T) {
 		}, nil, types.ErrTryAgainLater, "ztunnel went away", []nodeapi.Verb{decide, serve, release}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			s, pod := l.sandbox("mesh", "p")
 			tc.breakIt(l, s)
@@ -325,7 +326,6 @@ func TestAddUndoesItselfAfterEachStep(t *testing.T) {
 
 // The agent takes the question and never answers it.
 func TestAddGivesUpOnAnAgentThatHangsWhileServing(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	s, pod := l.sandbox("mesh", "p")
 	before := l.snapshot(pod.NS)
@@ -399,7 +399,6 @@ func TestNewSandboxOfTheSamePodReplacesTheOld(t *testing.T) {
 
 // Another process holds the pod's lock and does not let go of it.
 func TestAddGivesUpOnALock(t *testing.T) {
-	t.Parallel()
 	l := newLab(t)
 	s, pod := l.sandbox("mesh", "p")
 	before := l.snapshot(pod.NS)
@@ -410,11 +409,33 @@ func TestAddGivesUpOnALock(t *testing.T) {
 	defer func() { _ = lock.Close() }()
 	l.must(unix.Flock(int(lock.Fd()), unix.LOCK_EX))
 	start := time.Now()
-	l.cni("ADD", s, nil).wantError(t, types.ErrTryAgainLater, "not done after 15s", "see whether an agent or another sluice-cni hangs")
+	if o := l.cni("ADD", s, nil); o.code == 0 {
+		t.Error("ADD succeeded")
+	}
 	if d := time.Since(start); d > 18*time.Second {
 		t.Errorf("took %v", d)
 	}
 	wantSame(t, "after the failed ADD", l.snapshot(pod.NS), before)
+}
+
+// The runtime never closes stdin: a wait that has no limit of its own.
+func TestAddGivesUpAfterAWhile(t *testing.T) {
+	l := newLab(t)
+	s, _ := l.sandbox("mesh", "p")
+	r, w, err := os.Pipe()
+	l.must(err)
+	defer func() { _, _ = r.Close(), w.Close() }()
+	cmd := l.command("ADD", s, nil)
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout = r, &out
+	start := time.Now()
+	err = l.node.Do(cmd.Run)
+	if d := time.Since(start); err == nil || d > 18*time.Second {
+		t.Errorf("got %v after %v", err, d)
+	}
+	o := outcome{code: cmd.ProcessState.ExitCode()}
+	l.must(oneValue(out.String(), &o.err))
+	o.wantError(t, types.ErrTryAgainLater, "not done after 15s", "see whether an agent or another sluice-cni hangs")
 }
 
 // The runtime loses patience and tells the plugin to end.

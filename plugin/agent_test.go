@@ -132,6 +132,10 @@ func (a *agent) wantVerbs(want ...nodeapi.Verb) {
 func (a *agent) release(containerID string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	// A command that another test just starts may hold copies for a moment: closing alone does not end the sockets.
+	for _, fd := range a.sockets[containerID] {
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	}
 	nodeapi.CloseFDs(a.sockets[containerID])
 	delete(a.sockets, containerID)
 }

@@ -19,6 +19,7 @@ import (
 
 // The whole life of a pod in a real chain: bridge and host-local, then ours, through the library that runtimes use.
 func TestChain(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			l := newLab(t)

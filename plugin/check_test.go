@@ -17,6 +17,7 @@ import (
 )
 
 func TestCheckNamesEachKindOfDamage(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		damage func(l *lab, s *sandbox, pod *testutil.Pod)
 		words  []string
@@ -52,7 +53,6 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 			[]string{"the pod is enrolled, but no programs are attached to it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			s, pod := l.sandbox("mesh", "p")
 			l.cni("ADD", s, nil).wantOK(t)

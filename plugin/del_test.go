@@ -30,6 +30,7 @@ func TestDelTakesEverythingBack(t *testing.T) {
 }
 
 func TestDelSucceeds(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		breakIt func(l *lab, s *sandbox)
 		extra   map[string]any
@@ -60,7 +61,6 @@ func TestDelSucceeds(t *testing.T) {
 		"pins not on bpf": {extra: map[string]any{"pinRoot": "/tmp"}, keeps: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			l := newLab(t)
 			s, _ := l.sandbox("mesh", "p")
 			l.cni("ADD", s, nil).wantOK(t)

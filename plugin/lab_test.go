@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -32,6 +33,11 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "sluice-cni" {
 		main()
 	}
+	// Tests wait for processes, timeouts and the kernel more than they compute.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
 	// The race detector has every process sleep for a second at exit, and there are hundreds.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil {
 		panic(err)
@@ -50,15 +56,18 @@ var chainDir struct {
 	err  error
 }
 
-// chainPlugins builds bridge, ptp and host-local as this module pins them and returns their folder.
+// chainPlugins returns the folder of bridge and host-local as this module pins them. It builds them unless make has.
 func chainPlugins(t *testing.T) string {
 	t.Helper()
+	if dir := os.Getenv("SLUICE_BUILD"); dir != "" {
+		return filepath.Join(dir, "cni")
+	}
 	chainDir.once.Do(func() {
 		if chainDir.path, chainDir.err = os.MkdirTemp("", "sluice-cni-test-"); chainDir.err != nil {
 			return
 		}
 		const module = "github.com/containernetworking/plugins/plugins/"
-		build := exec.Command("go", "build", "-o", chainDir.path+"/", module+"main/bridge", module+"main/ptp", module+"ipam/host-local")
+		build := exec.Command("go", "build", "-o", chainDir.path+"/", module+"main/bridge", module+"ipam/host-local")
 		if out, err := build.CombinedOutput(); err != nil {
 			chainDir.err = fmt.Errorf("%v: %w\n%s", build.Args, err, out)
 		}
@@ -88,6 +97,7 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	testutil.RequireRoot(t)
+	t.Parallel()
 	dir := t.TempDir()
 	l := &lab{t: t, node: testutil.NewNode(t), dir: dir, pinRoot: filepath.Join(testutil.BPFFS(t), "sluice", "v1")}
 	l.settings = map[string]any{
