@@ -34,6 +34,11 @@ func (l *Lab) Down() error {
 	for _, p := range procs {
 		errs = append(errs, p.Stop(stopGrace))
 	}
+	// A process that was killed may take a moment to be gone. One that somebody else started in here is not ours to end;
+	// what could tell of it stays until it is.
+	if err := Poll(2*time.Second, func() error { return processesIn(ids) }); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("%w\nend what you started yourself, then run this again", err))...)
+	}
 	for _, n := range l.Nodes {
 		errs = append(errs, n.unmount())
 	}
@@ -94,9 +99,7 @@ func (l *Lab) checkGone(ids map[string]string) error {
 	if _, err := os.Stat(l.Dir); err == nil {
 		errs = append(errs, fmt.Errorf("folder %s is still there", l.Dir))
 	}
-	// A process that was killed may take a moment to be gone.
-	errs = append(errs, Poll(2*time.Second, func() error { return processesIn(ids) }))
-	return errors.Join(errs...)
+	return errors.Join(append(errs, processesIn(ids))...)
 }
 
 // processesIn names the processes that run in one of the namespaces.
