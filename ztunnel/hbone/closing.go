@@ -61,11 +61,11 @@ func (c *conn) end() error {
 	c.streams = nil
 	c.mu.Unlock()
 
+	c.in.drop() // what has arrived comes before what ended it
 	for _, s := range streams {
 		s.cut(err, err, false)
 		c.streamEnded(s)
 	}
-	c.in.drop()
 	c.farewell(err, last)
 	if errors.Is(err, errDone) || errors.Is(err, io.EOF) {
 		return nil

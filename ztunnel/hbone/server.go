@@ -29,7 +29,8 @@ type Server struct {
 	// Handler serves one CONNECT, in a goroutine of its own. It calls Accept or Reject once; returning without is an
 	// answer of 503. The stream is closed when Handler returns, so Handler stays until the copying is over. ctx ends when
 	// the request is withdrawn before its answer, when the client or the engine resets the stream with an error, and
-	// when the connection is lost under it; not when the stream ends cleanly, because data may still have to be passed on.
+	// when the connection is lost under it; not when the stream ends cleanly, because data may still have to be passed on,
+	// and not during Splice, which knows what is left to pass on and returns. Data that nobody reads delays it by 2 s.
 	Handler func(ctx context.Context, s *ServerStream)
 
 	// HandshakeTimeout bounds the TLS handshake. Zero means 10 s.
@@ -201,7 +202,7 @@ func (s *Server) Stats() Stats { return s.stats.snapshot() }
 func (s *Server) handle(ctx context.Context, st *Stream, b *headerBlock) {
 	ctx, cancel := context.WithCancel(ctx)
 	ss := &ServerStream{s: st, authority: b.authority, headers: b.fields}
-	st.whenBroken(&st.cancel, cancel)
+	st.onCancel(cancel)
 	defer cancel()
 	defer func() {
 		if err := ss.Reject(503); err != nil && !errors.Is(err, errAnswered) {

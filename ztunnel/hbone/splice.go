@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -16,21 +17,26 @@ import (
 //	END_STREAM               -> FIN                RST_STREAM, or the connection lost -> RST (SO_LINGER 0)
 //	RST_STREAM(NO_ERROR, CANCEL) -> FIN after the data, then close
 //
-// A direction that ends cleanly leaves the other running, for as long as it likes. To end both from outside call s.Reset
-// or tcp.Close.
+// A direction that ends cleanly leaves the other running, for as long as it likes. What came before an error is passed on
+// before the error, both ways: an application that has stopped reading gets 2 s for it. To end both directions from
+// outside, without that, call s.Reset or tcp.Close.
 //
 // sent counts bytes from tcp into s, received those from s into tcp, as they go; nil means not counted. The result is the
 // first error, nil if both directions ended cleanly.
 func Splice(tcp *net.TCPConn, s *Stream, sent, received *atomic.Uint64) error {
-	// A write to an application that does not read ends only with the stream.
-	interrupt := func() { _ = tcp.SetDeadline(time.Unix(1, 0)) }
-	s.whenBroken(&s.interrupt, interrupt)
+	p := &splice{tcp: tcp, s: s}
+	s.onDeath(p.interrupt)
 	up := make(chan error, 1)
-	go func() { up <- s.spliceFrom(tcp, orNew(sent)) }()
-	down := s.spliceTo(tcp, orNew(received))
-	first := down
+	go func() { up <- p.up(orNew(sent)) }()
+	first := p.down(orNew(received))
+	if p.refused {
+		p.awaitAnswer(up)
+	}
 	if err := <-up; first == nil {
 		first = err
+	}
+	if s.gone() {
+		p.settle()
 	}
 	if s.lost() {
 		_ = tcp.SetLinger(0)
@@ -47,26 +53,108 @@ func orNew(n *atomic.Uint64) *atomic.Uint64 {
 	return n
 }
 
-// spliceFrom copies tcp to the stream.
-func (s *Stream) spliceFrom(tcp *net.TCPConn, sent *atomic.Uint64) error {
+type splice struct {
+	tcp     *net.TCPConn
+	s       *Stream
+	finSent atomic.Bool
+	refused bool // tcp takes no more data; belongs to down and to Splice after it
+}
+
+// longAgo is a deadline that interrupts.
+var longAgo = time.Unix(1, 0)
+
+// interrupt ends waits for tcp when the stream has died. There is nobody left to send to. A write goes on for a while: it
+// is what came before the end, but an application that does not read must not hold it for ever.
+func (p *splice) interrupt() {
+	_ = p.tcp.SetReadDeadline(longAgo)
+	switch broken, dropped := p.s.fate(); {
+	case dropped:
+		_ = p.tcp.SetWriteDeadline(longAgo)
+	case broken:
+		_ = p.tcp.SetWriteDeadline(time.Now().Add(breakGrace))
+	}
+}
+
+// up copies tcp to the stream.
+func (p *splice) up(sent *atomic.Uint64) error {
+	s := p.s
 	s.wlock.Lock()
 	defer s.wlock.Unlock()
-	src := newSource(tcp)
+	src := newSource(p.tcp)
 	for {
 		n, err := s.readBlock(src)
 		sent.Add(uint64(n))
 		switch {
 		case err == nil:
-		case err == io.EOF:
-			return s.closeWrite()
+			continue
 		case s.writeErr() != nil:
-			return s.writeErr() // The stream is dead; spliceTo learns it too and unblocks what is left.
-		case errors.Is(err, net.ErrClosed), isTimeout(err):
-			s.Reset(CodeCancel)
-			return err
-		default:
-			s.Reset(CodeConnect)
-			return err
+			return s.writeErr() // The stream is dead; down learns it too.
+		case err == io.EOF && !p.aborted():
+			return s.closeWrite()
+		case err == io.EOF:
+			err = syscall.ECONNRESET
+		}
+		// Whatever it is, the data may be incomplete: CANCEL would read as its end.
+		s.Reset(CodeConnect)
+		return err
+	}
+}
+
+// aborted reports whether an EOF of tcp is not the application's FIN: after a reset the first system call gets the error,
+// which may be a write, and reads see an EOF.
+func (p *splice) aborted() bool {
+	return !p.finSent.Load() && tcpClosed(p.tcp)
+}
+
+// down copies the stream to tcp.
+func (p *splice) down(received *atomic.Uint64) error {
+	s := p.s
+	for {
+		n, err := s.writeBlock(p.tcp)
+		received.Add(uint64(n))
+		switch {
+		case err == nil:
+			if broken, dropped := s.fate(); broken && !dropped {
+				_ = p.tcp.SetWriteDeadline(time.Now().Add(breakGrace)) // it reads
+			}
+			continue
+		case err == io.EOF:
+			p.finSent.Store(true)
+			_ = p.tcp.CloseWrite()
+			return nil
+		case s.lost():
+			return s.readErr() // not the deadline that interrupted the write
+		}
+		p.refused = true
+		return err
+	}
+}
+
+// awaitAnswer resets the stream of an application that took no more data. It may have said why before it closed, so up
+// goes first, which ends soon.
+func (p *splice) awaitAnswer(up chan error) {
+	if !tcpClosed(p.tcp) {
+		_ = p.tcp.SetReadDeadline(longAgo)
+	}
+	select {
+	case err := <-up:
+		up <- err
+	case <-time.After(breakGrace): // up waits for the peer's window
+	}
+	p.s.Reset(CodeConnect)
+}
+
+// settle waits until the application's kernel has what was written: closing with unread data, or with a reset, throws
+// away the rest.
+func (p *splice) settle() {
+	left := unsent(p.tcp)
+	for deadline := time.Now().Add(breakGrace); left > 0 && time.Now().Before(deadline); {
+		if _, dropped := p.s.fate(); dropped {
+			return
+		}
+		time.Sleep(2 * time.Millisecond) // between two looks: no event tells
+		if n := unsent(p.tcp); n < left {
+			left, deadline = n, time.Now().Add(breakGrace)
 		}
 	}
 }
@@ -76,28 +164,17 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// spliceTo copies the stream to tcp.
-func (s *Stream) spliceTo(tcp *net.TCPConn, received *atomic.Uint64) error {
-	for {
-		n, err := s.writeBlock(tcp)
-		received.Add(uint64(n))
-		switch {
-		case err == nil:
-			continue
-		case err == io.EOF:
-			_ = tcp.CloseWrite()
-			err = nil
-		case s.readErr() == nil:
-			s.Reset(CodeConnect) // tcp refused the data
-		case s.lost():
-			err = s.readErr() // not the deadline that interrupted the write
-		}
-		if s.dead.Load() {
-			// Nothing can be sent any more either.
-			_ = tcp.SetReadDeadline(time.Unix(1, 0))
-		}
-		return err
-	}
+// gone reports whether the stream has died and was not given up by this end.
+func (s *Stream) gone() bool {
+	_, dropped := s.fate()
+	return !s.alive() && !dropped
+}
+
+// fate reports whether the stream broke and whether this end has given it up.
+func (s *Stream) fate() (broken, dropped bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.brokenLocked(), s.dropped
 }
 
 // readErr returns what ended reading, nil if nothing has.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 )
 
@@ -43,13 +44,18 @@ func TestCleanEndLeavesTheHandlerToFinish(t *testing.T) {
 
 // TestBreakEndsAWriteThatNobodyReads: Splice must not wait for an application that does not read once the stream is gone.
 func TestBreakEndsAWriteThatNobodyReads(t *testing.T) {
-	for name, end := range map[string]func(*env, *Stream){
-		"reset here":      func(_ *env, s *Stream) { s.Reset(CodeConnect) },
-		"connection lost": func(e *env, _ *Stream) { e.srv.cancel() },
+	for name, end := range map[string]func(*env, *Stream, func()){
+		"reset here":      func(_ *env, s *Stream, _ func()) { s.Reset(CodeConnect) },
+		"connection lost": func(e *env, _ *Stream, _ func()) { e.srv.cancel() },
+		"reset by peer":   func(_ *env, _ *Stream, reset func()) { reset() },
 	} {
 		t.Run(name, func(t *testing.T) {
+			gone := make(chan struct{})
+			reset := sync.OnceFunc(func() { close(gone) })
+			defer reset()
 			e := newEnv(t, func(_ context.Context, r *ServerStream) {
 				if s, err := r.Accept(nil); err == nil {
+					go func() { <-gone; s.Reset(CodeConnect) }()
 					_, _ = s.ReadFrom(source64(1<<40, 1))
 				}
 			})
@@ -59,7 +65,7 @@ func TestBreakEndsAWriteThatNobodyReads(t *testing.T) {
 			go func() { result <- Splice(near, s, nil, nil) }()
 			// The window is used up: the kernel's buffers are full and Splice waits in a write.
 			eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.recv.credit == 0 })
-			end(e, s)
+			end(e, s, reset)
 			if err := <-result; err == nil || isTimeout(err) {
 				t.Errorf("got %v, want why the stream ended", err)
 			}

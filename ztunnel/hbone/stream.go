@@ -8,12 +8,14 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Stream is a byte stream inside a connection: a [net.Conn] with half-close and reset.
 //
-// The peer's END_STREAM, and RST_STREAM with NO_ERROR or CANCEL, read as io.EOF once all data was read. Another
-// RST_STREAM reads as a [*StreamError] at once. After any reset Write returns the [*StreamError].
+// What the peer has sent is read before what ended it: END_STREAM, and RST_STREAM with NO_ERROR or CANCEL, then read as
+// io.EOF, another RST_STREAM as a [*StreamError]. After END_STREAM no reset matters to a reader. After any reset Write
+// returns the [*StreamError].
 //
 // One goroutine may read while another writes; CloseWrite, Close, Reset and the deadlines are safe from any. The owner
 // calls Close or Reset when done.
@@ -34,6 +36,7 @@ type Stream struct {
 	localEnd   bool  // no more Write
 	endQueued  bool  // END_STREAM is on its way, so that no RST_STREAM is needed
 	rerr, werr error // once set, what Read (after head) and Write return
+	dropped    bool  // this end has given up: nothing is read any more
 	responded  bool  // final HEADERS received or queued
 	status     int   // client: of the response
 	headers    []Header
@@ -41,8 +44,8 @@ type Stream struct {
 
 	ready chan struct{} // client: closed when the response or an error is there
 
-	// Called once, without locks, when the stream breaks, see brokenLocked. cancel ends the handler's context, unless it is
-	// the handler's side that gives up; interrupt ends what Splice waits for.
+	// Called without locks when the stream dies. cancel, once, ends the handler's context if the stream broke, see
+	// brokenLocked, unless it is the handler's side that gives up. interrupt is Splice, which then ends by itself.
 	cancel, interrupt func()
 }
 
@@ -133,6 +136,7 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	if drop && (s.rerr == nil || s.rerr == io.EOF) || first && !s.remoteEnd {
 		s.rerr = rerr
 	}
+	s.dropped = s.dropped || drop
 	if s.werr == nil {
 		s.werr = werr
 	}
@@ -140,7 +144,8 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	if drop {
 		dropped, s.head, s.tail = s.head, nil, nil
 	}
-	cancel, interrupt := s.hooksLocked()
+	interrupt := s.interrupt
+	waits := s.head != nil && s.responded
 	s.wakeResponse()
 	s.rcond.Broadcast()
 	s.wcond.Broadcast()
@@ -149,8 +154,14 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	s.mu.Unlock()
 	s.c.flow.wake()
 	s.c.giveBack(freeAll(dropped))
-	cancel()
-	interrupt()
+	switch {
+	case interrupt != nil:
+		interrupt()
+	case waits:
+		time.AfterFunc(breakGrace, s.cancelHandler)
+	default:
+		s.cancelHandler()
+	}
 	return first
 }
 
@@ -160,30 +171,36 @@ func (s *Stream) brokenLocked() bool {
 	return s.dead.Load() && (!s.responded || (s.rerr != nil && s.rerr != io.EOF))
 }
 
-// hooksLocked returns what to call now.
-func (s *Stream) hooksLocked() (cancel, interrupt func()) {
-	cancel, interrupt = func() {}, func() {}
-	if !s.brokenLocked() {
-		return cancel, interrupt
+// breakGrace is what the application, or a handler, gets to take what came before the end of a broken stream.
+const breakGrace = 2 * time.Second
+
+// cancelHandler ends the handler's context if the stream broke, unless Splice is at work: it may still have data to pass on.
+func (s *Stream) cancelHandler() {
+	s.mu.Lock()
+	cancel := s.cancel
+	if cancel == nil || s.interrupt != nil || !s.brokenLocked() {
+		s.mu.Unlock()
+		return
 	}
-	if s.cancel != nil {
-		cancel, s.cancel = s.cancel, nil
-	}
-	if s.interrupt != nil {
-		interrupt, s.interrupt = s.interrupt, nil
-	}
-	return cancel, interrupt
+	s.cancel = nil
+	s.mu.Unlock()
+	cancel()
 }
 
-// whenBroken has f called through hook when the stream breaks, at once if it has.
-func (s *Stream) whenBroken(hook *func(), f func()) {
+// onCancel has f called when the stream breaks, at once if it has.
+func (s *Stream) onCancel(f func()) {
 	s.mu.Lock()
-	broken := s.brokenLocked()
-	if !broken {
-		*hook = f
-	}
+	s.cancel = f
 	s.mu.Unlock()
-	if broken {
+	s.cancelHandler()
+}
+
+// onDeath has f called when the stream dies or is given up later, at once if it has died.
+func (s *Stream) onDeath(f func()) {
+	s.mu.Lock()
+	s.interrupt = f
+	s.mu.Unlock()
+	if !s.alive() {
 		f()
 	}
 }
@@ -203,14 +220,13 @@ func freeAll(b *block) int {
 func (s *Stream) reset(code ErrCode) (early bool) {
 	err := error(&StreamError{Code: code, Remote: true})
 	rerr := err
-	clean := code == CodeNo || code == CodeCancel
-	if clean {
+	if code == CodeNo || code == CodeCancel {
 		rerr = io.EOF
 	}
 	s.mu.Lock()
 	early = !s.responded
 	s.mu.Unlock()
-	s.cut(rerr, err, !clean)
+	s.cut(rerr, err, false)
 	return early
 }
 
