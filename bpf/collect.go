@@ -62,7 +62,7 @@ func (n *Node) Collect(keep func(PodInfo) bool) (removed []string, err error) {
 		if gone {
 			removed = append(removed, id)
 		}
-		if err != nil && !errors.Is(err, errBusy) {
+		if err != nil && !errors.Is(err, ErrBusy) {
 			errs = append(errs, fmt.Errorf("collect pod %q: %w", id, err))
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errBusy reports a pod that another process attaches or detaches just now.
-var errBusy = errors.New("pod is being attached or detached")
+// ErrBusy reports a pod that another process attaches or detaches just now. Trying again later helps.
+var ErrBusy = errors.New("pod is being attached or detached")
 
 // podLock serialises what changes one pod, between processes too. Its folder is both the lock and the place where a
 // pod is built and taken apart, so a folder in work that nobody has locked is what a process left that died half-way:
@@ -25,7 +25,7 @@ type podLock struct {
 	file *os.File
 }
 
-// lockPod takes the lock of a pod. Without wait it returns errBusy rather than wait for another process.
+// lockPod takes the lock of a pod. Without wait it returns ErrBusy rather than wait for another process.
 func (n *Node) lockPod(id string, wait bool) (*podLock, error) {
 	dir := filepath.Join(n.root, workDir, id)
 	for {
@@ -71,9 +71,9 @@ func flock(file *os.File, wait bool) error {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return err
 		case !wait:
-			return errBusy
+			return ErrBusy
 		case time.Now().After(deadline):
-			return fmt.Errorf("%w for %s: look for a process that has %s open and does not go on", errBusy, lockTimeout, file.Name())
+			return fmt.Errorf("%w for %s: look for a process that has %s open and does not go on", ErrBusy, lockTimeout, file.Name())
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

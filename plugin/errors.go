@@ -29,7 +29,7 @@ func codeOf(err error, fallback uint) uint {
 	var unreachable *nodeapi.UnreachableError
 	var refusal *nodeapi.Error
 	switch {
-	case errors.As(err, &unreachable), errors.Is(err, bpf.ErrNotLoaded),
+	case errors.As(err, &unreachable), errors.Is(err, bpf.ErrNotLoaded), errors.Is(err, bpf.ErrBusy),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return types.ErrTryAgainLater
 	case errors.As(err, &refusal) && refusal.Code == nodeapi.CodeBadRequest:
