@@ -14,8 +14,9 @@ import (
 //
 // Attaching again to the same namespace replaces the programs in place: no packet goes without, and listeners, open
 // connections and counters stay. If that fails half-way the pod stays attached, with programs of both versions.
-// A device keeps its capture, whatever the pod calls it now, until cfg.Interfaces leaves out the name that it was
-// attached by. A pod of the same id but another namespace is detached first. The caller closes the Pod; it stays attached.
+// A device keeps its capture, whatever the pod calls it now and whatever cfg.Interfaces names, until ReleaseInterface
+// takes it off. A pod of the same id but another namespace is detached first. The caller closes the Pod; it stays
+// attached.
 //
 // Needs Linux 6.6 (tcx).
 func (n *Node) AttachPod(cfg PodConfig) (*Pod, error) {

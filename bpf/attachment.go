@@ -4,7 +4,6 @@ package bpf
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,7 +135,7 @@ func (a *attachment) replace(p *Pod) error {
 		return err
 	}
 	for _, pin := range pins {
-		if !wanted[pin] { // a device that is gone, or that the caller gave up
+		if !wanted[pin] { // a device that is gone, or a guard that the caller gave up
 			if err := detachPin(filepath.Join(p.dir, pin)); err != nil {
 				return err
 			}
@@ -146,23 +145,21 @@ func (a *attachment) replace(p *Pod) error {
 	return writeInfo(p.maps.Info, &a.info)
 }
 
-// keepCaptured adds the devices that p has under capture by one of the wanted names to those that have the names now. A
-// pod that may rename its devices could otherwise have a decoy captured in place of the device that leads out.
+// keepCaptured adds the devices that p has under capture to those that have the wanted names now. A pod that may rename
+// its devices could otherwise have a decoy captured in place of the device that leads out, or none.
 func (a *attachment) keepCaptured(p *Pod) error {
-	for _, c := range p.info.Captured {
-		if !slices.Contains(a.cfg.Interfaces, c.Name) {
-			continue
-		}
-		target, err := pinTarget(filepath.Join(p.dir, capturePin(c.Ifindex)))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("capture of interface %q: %w", c.Name, err)
-		}
-		if target == 0 { // the device is gone
-			continue
-		}
+	live, err := p.liveCaptures()
+	if err != nil {
+		return err
+	}
+	a.info.Interfaces = slices.Clone(a.info.Interfaces)
+	for _, c := range live {
 		delete(a.missing, c.Name)
 		if !slices.Contains(a.info.Captured, c) {
 			a.info.Captured = append(a.info.Captured, c)
+		}
+		if !slices.Contains(a.info.Interfaces, c.Name) {
+			a.info.Interfaces = append(a.info.Interfaces, c.Name)
 		}
 	}
 	for _, err := range a.missing {

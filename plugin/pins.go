@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"github.com/sluice-mesh/sluice/bpf"
-	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
 // pins is what one sandbox has pinned. It is found by the container id, because a newer sandbox of the same pod may
@@ -68,25 +67,11 @@ func (p *pins) OfAnother(network, ifName string) bool {
 
 // Shrink gives one interface of the sandbox up and keeps the others captured.
 func (p *pins) Shrink(ifName string) error {
+	var errs []error
 	for _, info := range p.pods {
-		kept := slices.DeleteFunc(slices.Clone(info.Interfaces), func(name string) bool { return name == ifName })
-		if len(kept) == len(info.Interfaces) {
-			continue
-		}
-		pod := &nodeapi.Pod{Netns: info.NetnsPath}
-		for _, name := range kept {
-			pod.Interfaces = append(pod.Interfaces, nodeapi.Interface{Name: name})
-		}
-		if err := resolveLinks(pod); err != nil {
-			continue // the namespace is gone, and the links with it
-		}
-		info.HostIfindexes = hostEnds(pod.Interfaces)
-		info.Interfaces = kept
-		if err := attach(p.node, info); err != nil {
-			return err
-		}
+		errs = append(errs, p.node.ReleaseInterface(info.ID, ifName))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // attach attaches, or attaches again with other interfaces.
