@@ -78,11 +78,8 @@ func (n *Node) collectPod(id, bootID string, keep func(PodInfo) bool) (removed b
 	half := exists(lock.newDir()) || exists(lock.oldDir())
 	dir := filepath.Join(n.root, podsDir, id)
 	wanted, err := n.isWanted(dir, bootID, keep)
-	if err != nil {
-		return false, err
-	}
-	if wanted {
-		return half, errors.Join(takeDown(lock.newDir()), takeDown(lock.oldDir()))
+	if wanted || err != nil {
+		return half && err == nil, errors.Join(err, takeDown(lock.newDir()), takeDown(lock.oldDir()))
 	}
 	if !half && !exists(dir) {
 		return false, nil
@@ -93,13 +90,18 @@ func (n *Node) collectPod(id, bootID string, keep func(PodInfo) bool) (removed b
 
 // isWanted is false only for what is known to be garbage.
 func (n *Node) isWanted(dir, bootID string, keep func(PodInfo) bool) (bool, error) {
-	// Severed: the namespace is gone, or somebody detached dispatch. Told by the kernel, so it holds for pods of any
-	// release. A commit is one rename: a folder without this pin is what is left of one that was being removed.
-	target, err := pinTarget(filepath.Join(dir, dispatchLink))
-	if errors.Is(err, os.ErrNotExist) || (err == nil && target == 0) {
+	// Without links nothing is attached.
+	pins, err := linkPins(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(pins) == 0 {
 		return false, nil
 	}
 	if err != nil {
+		return false, err
+	}
+	// Severed: the namespace is gone, or somebody detached dispatch. Told by the kernel, so it holds for pods of any
+	// release.
+	target, err := pinTarget(filepath.Join(dir, dispatchLink))
+	if err != nil || target == 0 {
 		return false, err
 	}
 	info, err := readInfoPin(filepath.Join(dir, infoMap))

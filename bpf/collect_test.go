@@ -78,6 +78,61 @@ func TestPodsOfAnotherBootAreCollectedAndUnreadableOnesAreNot(t *testing.T) {
 	w.wantNoPins(t)
 }
 
+// TestCollectTakesOnlyWhatIsKnownToBeGarbage: each of these pods still captures.
+func TestCollectTakesOnlyWhatIsKnownToBeGarbage(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spoil func(t *testing.T, p *Pod)
+		want  string
+	}{
+		"a newer release's": {func(t *testing.T, p *Pod) {
+			value := make([]byte, maxInfoBytes)
+			copy(value, `{"version":2}`)
+			mustPut(t, p.maps.Info, uint32(0), value)
+		}, "version 2, want 1: run the release that attached the pod, or recreate the pod"},
+		"no record": {func(t *testing.T, p *Pod) { mustRemove(t, filepath.Join(p.dir, infoMap)) }, "no such file"},
+		"no pin of dispatch": {func(t *testing.T, p *Pod) { mustRemove(t, filepath.Join(p.dir, dispatchLink)) },
+			"no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			pod := w.host.Pod(t, "pod")
+			p := w.attach(t, pod)
+			tt.spoil(t, p)
+			mustMkdir(t, filepath.Join(w.root, workDir, pod.Name)) // half-made beside it, which is garbage
+			mustMkdir(t, filepath.Join(w.root, workDir, pod.Name, "new"))
+			removed, err := w.Collect(func(PodInfo) bool { return true })
+			if len(removed) > 0 || err == nil || !strings.Contains(err.Error(), pod.Name) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Collect: got %v, %v, want an error that names %s and says %q", removed, err, pod.Name, tt.want)
+			}
+			eth0 := pod.Ifindex(t, "eth0")
+			if target, err := pinTarget(filepath.Join(p.dir, capturePin(eth0))); err != nil || target != uint64(eth0) {
+				t.Errorf("capture: got %d, %v, want %d", target, err, eth0)
+			}
+			if half, err := w.ids(workDir); err != nil || len(half) > 0 {
+				t.Errorf("half-made: got %v, %v, want none", half, err)
+			}
+			if err := w.DetachPod(pod.Name); err != nil {
+				t.Errorf("DetachPod, which is told to: %v", err)
+			}
+			w.wantNoPins(t)
+		})
+	}
+}
+
+func mustRemove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustMkdir(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // dieHalfWay leaves what a process leaves that is killed just before its commit.
 func (w *world) dieHalfWay(t *testing.T, pod *testutil.Pod) {
 	t.Helper()

@@ -68,8 +68,12 @@ func takeDown(dir string) error {
 			errs = append(errs, err)
 		}
 	}
-	if info, err := readInfoPin(filepath.Join(dir, infoMap)); err == nil {
+	info, err := readInfoPin(filepath.Join(dir, infoMap))
+	switch {
+	case err == nil:
 		errs = append(errs, unsteerPod(&info))
+	case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, errForeignInfo):
+		errs = append(errs, err) // without it, rules and routes would stay for good
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the record stays, for the next try

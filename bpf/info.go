@@ -20,6 +20,9 @@ const infoVersion = 1
 // maxInfoBytes is the size of the record. A PodInfo of five interfaces and long names takes about 1 KiB.
 const maxInfoBytes = 4096
 
+// errForeignInfo reports a record that was read whole, but is not of this release's making.
+var errForeignInfo = errors.New("decode pod info")
+
 // PodInfo is what is recorded of a pod beside its programs. It outlives the process that attached it.
 type PodInfo struct {
 	ID          string `json:"id"` // the name of its folder; the caller's choice, without "/" and "."
@@ -94,10 +97,11 @@ func readInfo(m *ebpf.Map) (PodInfo, error) {
 	var record infoRecord
 	text, _, _ := bytes.Cut(value, []byte{0})
 	if err := json.Unmarshal(text, &record); err != nil {
-		return PodInfo{}, fmt.Errorf("decode pod info: %w", err)
+		return PodInfo{}, fmt.Errorf("%w: %w: recreate the pod", errForeignInfo, err)
 	}
 	if record.Version != infoVersion {
-		return PodInfo{}, fmt.Errorf("decode pod info: version %d, want %d", record.Version, infoVersion)
+		return PodInfo{}, fmt.Errorf("%w: version %d, want %d: run the release that attached the pod, or recreate the pod",
+			errForeignInfo, record.Version, infoVersion)
 	}
 	return record.PodInfo, nil
 }

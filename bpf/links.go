@@ -109,7 +109,11 @@ func (w *wantedLink) update(dir string) error {
 		return fmt.Errorf("open link %s: %w", w.pin, err)
 	}
 	defer func() { _ = l.Close() }()
-	if target, err := targetOf(l); err != nil || target == 0 {
+	target, err := targetOf(l)
+	if err != nil { // closing it without its pin would detach it
+		return fmt.Errorf("read link %s: %w", w.pin, err)
+	}
+	if target == 0 {
 		if err := l.Unpin(); err != nil {
 			return fmt.Errorf("remove severed link %s: %w", w.pin, err)
 		}
