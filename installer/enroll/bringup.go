@@ -4,14 +4,13 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
-	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
 // undo is what has to be done, last first, if the next step fails.
@@ -31,12 +30,12 @@ func (u undo) run() {
 // that they may come. attach is set for a pod that runs already, whose programs are not there yet: its open connections
 // are then left alone. On error everything done here is undone and the pod is as before.
 func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error) {
-	before := e.phaseOf(p)
+	back := e.rememberPhase(p)
 	var u undo
 	defer func() {
 		if err != nil {
 			u.run()
-			e.setPhase(p, before)
+			back()
 		}
 	}()
 	in, err := openInside(p)
@@ -67,37 +66,38 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 	return nil
 }
 
-// install attaches the programs if asked to, checks that the pins are of the namespace we opened, and fills the slots.
+// install attaches the programs if asked to and they are not there, has them cover all that is known of the pod, and
+// fills the slots.
 func (e *Enroller) install(p *pod, in *inside, attach bool, u *undo) error {
-	var attached *bpf.Pod
-	var err error
-	if attach {
+	attached, err := e.cfg.Node.Pod(pinID(p.id()))
+	if err == nil && attached.Info().NetnsCookie != p.netns.Cookie {
+		err = fmt.Errorf("pins of pod are for network namespace %d, the pod's is %d: %w", attached.Info().NetnsInode, p.netns.Inode, bpf.ErrNotAttached)
+		_ = attached.Close()
+	}
+	switch {
+	case err == nil:
+		attached, err = e.cover(p, in, attached)
+	case attach && errors.Is(err, bpf.ErrNotAttached):
 		attached, err = e.attachRunning(p, in)
 		if err == nil {
 			u.add(func() { e.detach(p) })
 		}
-	} else {
-		attached, err = e.cfg.Node.Pod(pinID(p.id()))
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = attached.Close() }()
-	if info := attached.Info(); info.NetnsCookie != p.netns.Cookie {
-		return fmt.Errorf("pins of pod are for network namespace %d, the pod's is %d", info.NetnsInode, p.netns.Inode)
-	}
 	return in.set.Install(attached)
 }
 
 // attachRunning fills the slots before the first program runs, so that no new connection of the pod is refused, and
 // leaves its open connections alone.
 func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err error) {
-	interfaces, err := e.interfacesInside(p, in)
+	cfg, err := e.attachment(p, in, bpf.PodInfo{})
 	if err != nil {
 		return nil, err
 	}
 	err = in.set.Use(func(fds map[bpf.Slot]int) (err error) {
-		cfg := podConfig(p, interfaces, e.cfg.CaptureAll)
 		cfg.Grandfather, cfg.Listeners = true, fds
 		attached, err = e.cfg.Node.AttachPod(cfg)
 		return err
@@ -105,16 +105,17 @@ func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err err
 	return attached, err
 }
 
-// interfacesInside is what to attach to and still there: the DEL of a second network takes its interface away without
-// asking the agent.
-func (e *Enroller) interfacesInside(p *pod, in *inside) ([]nodeapi.Interface, error) {
-	links, err := in.links()
-	if err != nil {
-		return nil, err
+// rememberPhase returns what puts the pod's phase back, and since when it has been in it: a pod that was admitted for too
+// long still is.
+func (e *Enroller) rememberPhase(p *pod) (back func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	phase, since := p.phase, p.since
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		p.phase, p.since = phase, since
 	}
-	return slices.DeleteFunc(e.interfacesOf(p), func(i nodeapi.Interface) bool {
-		return !slices.ContainsFunc(links, func(l net.Interface) bool { return l.Name == i.Name })
-	}), nil
 }
 
 func (e *Enroller) detach(p *pod) {

@@ -30,35 +30,46 @@ func (e *Enroller) repair(ctx context.Context, p *pod) error {
 	}
 	defer func() { _ = attached.Close() }()
 	if !refusing {
-		if err := in.set.Repair(in.ns, e.tagProxy, attached); err != nil {
-			return err
-		}
-		if err := e.repairPrograms(p, attached); err != nil {
-			return err
-		}
+		err = in.set.Repair(in.ns, e.tagProxy, attached)
 	}
-	return errors.Join(e.repairZtunnel(ctx, p), e.repairWorkload(p))
+	return errors.Join(err, e.repairPrograms(p, in, attached), e.repairZtunnel(ctx, p), e.repairWorkload(p))
 }
 
-func (e *Enroller) repairPrograms(p *pod, attached *bpf.Pod) error {
-	drift := attached.Check()
-	if drift == nil {
+// repairPrograms leaves slots alone: they are the listeners' part.
+func (e *Enroller) repairPrograms(p *pod, in *inside, attached *bpf.Pod) error {
+	info := attached.Info()
+	cfg, err := e.attachment(p, in, info)
+	if err != nil {
+		return err
+	}
+	drift := programDrift(attached)
+	if drift == nil && covers(info, cfg) {
 		return nil
 	}
-	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift)
-	// By the pins, not by what we know: a second network's ADD may have put more interfaces under capture.
-	info := attached.Info()
-	cfg := podConfig(p, nil, e.cfg.CaptureAll)
-	cfg.Interfaces, cfg.HostIfindexes = info.Interfaces, info.HostIfindexes
+	e.podLog(p).Warn("capture of pod differs; repairing", "drift", drift, "attached", info.Interfaces, "known", cfg.Interfaces)
 	again, err := e.cfg.Node.AttachPod(cfg)
 	if err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
 	defer func() { _ = again.Close() }()
-	if err := again.Check(); err != nil {
+	if err := programDrift(again); err != nil {
 		return fmt.Errorf("after repair: %w", err)
 	}
 	return nil
+}
+
+// programDrift is what differs, unless it is empty slots alone.
+func programDrift(attached *bpf.Pod) error {
+	drift, empty := attached.Check(), 0
+	for _, s := range bpf.Slots() {
+		if _, ok, err := attached.ListenerCookie(s); err == nil && !ok && (!s.IsIPv6() || attached.Info().IPv6) {
+			empty++
+		}
+	}
+	if len(lines(drift)) <= empty {
+		return nil
+	}
+	return drift
 }
 
 // repairZtunnel tells the newest ztunnel of the pod if it has not acked it as it is: its service account is another, a

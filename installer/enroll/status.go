@@ -156,7 +156,11 @@ func lines(err error) []string {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		joined, ok := inner.(interface{ Unwrap() []error })
+		if !ok {
+			continue
+		}
 		var all []string
 		for _, e := range joined.Unwrap() {
 			all = append(all, lines(e)...)
