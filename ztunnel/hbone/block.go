@@ -4,10 +4,13 @@ package hbone
 
 import "sync"
 
-// Sizes of pooled blocks. Bulk data moves in bigBlock and midBlock; a queue of small frames takes smallBlock.
+// Sizes of pooled blocks. Bulk data moves in bigBlock and midBlock; a queue of small frames takes smallBlock. Received data
+// waits for its reader in the smallest that holds it.
 const (
 	smallBlock = 2 << 10
 	pageBlock  = 16 << 10
+	halfBlock  = 32 << 10
+	bulkBlock  = 64 << 10
 	midBlock   = 128 << 10
 	// bigBlock holds one DATA frame of 256 KiB as TLS records, each of them 16 KiB and 22 bytes, with room to spare.
 	bigBlock = 272 << 10
@@ -21,9 +24,14 @@ type block struct {
 	b    []byte
 }
 
-var blockPools = [...]*sync.Pool{
-	newBlockPool(smallBlock), newBlockPool(pageBlock), newBlockPool(midBlock), newBlockPool(bigBlock),
-}
+var blockSizes = [...]int{smallBlock, pageBlock, halfBlock, bulkBlock, midBlock, bigBlock}
+
+var blockPools = func() (pools [len(blockSizes)]*sync.Pool) {
+	for i, size := range blockSizes {
+		pools[i] = newBlockPool(size)
+	}
+	return pools
+}()
 
 func newBlockPool(size int) *sync.Pool {
 	p := new(sync.Pool)
@@ -31,20 +39,18 @@ func newBlockPool(size int) *sync.Pool {
 	return p
 }
 
-// newBlock returns an empty block with room for n bytes, or the biggest there is.
-func newBlock(n int) *block {
-	i := 0
-	switch {
-	case n <= smallBlock:
-	case n <= pageBlock:
-		i = 1
-	case n <= midBlock:
-		i = 2
-	default:
-		i = 3
+// sizeClass is the index of the smallest size for n bytes, or of the biggest there is.
+func sizeClass(n int) int {
+	for i, size := range blockSizes {
+		if n <= size {
+			return i
+		}
 	}
-	return blockPools[i].Get().(*block)
+	return len(blockSizes) - 1
 }
+
+// newBlock returns an empty block with room for n bytes, or the biggest there is.
+func newBlock(n int) *block { return blockPools[sizeClass(n)].Get().(*block) }
 
 func (b *block) free() {
 	b.next, b.r, b.w = nil, 0, 0
@@ -62,7 +68,7 @@ func (b *block) append(p []byte) { b.w += copy(b.b[b.w:], p) }
 // and still the caller's.
 func (b *block) fitted() (fit *block, copied bool) {
 	n := b.len()
-	if n > pageBlock || len(b.b) == smallBlock || (n > smallBlock && len(b.b) == pageBlock) {
+	if blockSizes[sizeClass(n)] >= len(b.b) {
 		return b, false
 	}
 	fit = newBlock(n)

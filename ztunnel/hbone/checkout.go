@@ -59,12 +59,12 @@ func (p *Pool) hostLocked(key Key) *host {
 }
 
 // pickLocked takes the first connection that has room. One that is full with this stream is retired for good. One whose
-// connection window is used up by streams that nobody reads is left alone for now: a new stream would wait for them.
+// window is used up, by a peer whose readers hold it back, is left alone for now: a new stream would wait for them.
 func (p *Pool) pickLocked(h *host) *pooled {
 	for i := 0; i < len(h.conns); {
 		pc := h.conns[i]
 		limit, ok := pc.c.limit(p.cfg.MaxStreams)
-		if ok && pc.c.stalled() {
+		if ok && pc.c.flow.stalled() {
 			i++
 			continue
 		}
@@ -91,14 +91,6 @@ func (c *conn) limit(most int) (n int, ok bool) {
 	defer c.mu.Unlock()
 	ok = c.err == nil && c.goAway == nil && c.drain == drainNone && c.lastID+2 <= maxStreamID
 	return min(most, int(min(c.peerMaxStreams, maxStreamID))), ok
-}
-
-// stalled reports whether one of the connection's windows is used up and stays so.
-func (c *conn) stalled() bool {
-	c.recvMu.Lock()
-	in := c.recv.credit
-	c.recvMu.Unlock()
-	return in < c.recv.size/16 || c.flow.stalled()
 }
 
 func (p *Pool) useLocked(pc *pooled) {

@@ -337,7 +337,7 @@ func TestAdvertisedSettings(t *testing.T) {
 	}
 	t.Run("server", func(t *testing.T) {
 		want(t, dialRaw(t, newEnv(t, echo)), map[http2.SettingID]uint32{
-			http2.SettingMaxConcurrentStreams: 200, http2.SettingInitialWindowSize: 4 << 20,
+			http2.SettingMaxConcurrentStreams: 200, http2.SettingInitialWindowSize: 512 << 10,
 			http2.SettingMaxFrameSize: 1 << 20, http2.SettingMaxHeaderListSize: 64 << 10,
 		})
 	})
@@ -346,7 +346,7 @@ func TestAdvertisedSettings(t *testing.T) {
 		ctx, cancel := withCancel(t)
 		res := rs.connectAsync(ctx)
 		want(t, rs.accept(), map[http2.SettingID]uint32{
-			http2.SettingEnablePush: 0, http2.SettingInitialWindowSize: 4 << 20,
+			http2.SettingEnablePush: 0, http2.SettingInitialWindowSize: 512 << 10,
 			http2.SettingMaxFrameSize: 1 << 20, http2.SettingMaxHeaderListSize: 16 << 10,
 		})
 		cancel()

@@ -59,8 +59,7 @@ type conn struct {
 	goAway         *ConnError // received
 	err            error      // why the connection ended
 
-	recvMu sync.Mutex
-	recv   recvWindow
+	loans atomic.Int64 // of windowLoans, what is left
 
 	serving  atomic.Int64 // handlers that run
 	handlers sync.WaitGroup
@@ -76,7 +75,6 @@ func newConn(rw io.ReadWriteCloser, w *wire, cfg connConfig) *conn {
 		peerMaxFrame:   minMaxFrame,
 		peerMaxStreams: 100, // ztunnel's assumption until SETTINGS arrive
 		refuseAbove:    maxStreamID,
-		recv:           recvWindow{size: ourConnWindow, credit: ourConnWindow},
 		done:           make(chan struct{}),
 	}
 	if cfg.client {
@@ -84,6 +82,7 @@ func newConn(rw io.ReadWriteCloser, w *wire, cfg connConfig) *conn {
 	}
 	c.w.dst, c.w.wire, c.w.fail = rw, w, c.fail
 	c.peerFrame.Store(int32(sendFrameSize(minMaxFrame)))
+	c.loans.Store(windowLoans)
 	c.flow.init()
 	c.henc.init()
 	c.in.init(c)
@@ -183,13 +182,14 @@ func (c *conn) resetStream(s *Stream, code ErrCode, reason string) {
 	c.forget(s)
 }
 
-// giveBack returns n bytes of the connection's receive window.
-func (c *conn) giveBack(n int) {
-	c.recvMu.Lock()
-	inc := c.recv.consume(n)
-	c.recvMu.Unlock()
-	if inc > 0 {
-		c.pushControl(appendWindowUpdate(nil, 0, uint32(inc)))
+// borrow returns how much of n a stream's window may grow.
+func (c *conn) borrow(n int) int {
+	for {
+		left := c.loans.Load()
+		n = min(n, int(left))
+		if n <= 0 || c.loans.CompareAndSwap(left, left-int64(n)) {
+			return max(n, 0)
+		}
 	}
 }
 

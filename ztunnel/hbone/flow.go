@@ -113,3 +113,9 @@ func (w *recvWindow) consume(n int) int {
 	w.credit += n
 	return n
 }
+
+// grow allows n bytes more at a time.
+func (w *recvWindow) grow(n int) {
+	w.size += n
+	w.credit += n
+}

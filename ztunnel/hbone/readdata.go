@@ -7,11 +7,11 @@ func (r *reader) data(h frameHeader) error {
 	if h.stream == 0 {
 		return connErrorf(CodeProtocol, "DATA on stream 0")
 	}
-	r.c.recvMu.Lock()
-	ok := r.c.recv.receive(h.length)
-	r.c.recvMu.Unlock()
-	if !ok {
+	if !r.recv.receive(h.length) {
 		return connErrorf(CodeFlowControl, "connection window exceeded")
+	}
+	if inc := r.recv.consume(h.length); inc > 0 {
+		r.c.pushControl(appendWindowUpdate(nil, 0, uint32(inc)))
 	}
 	if h.length == 0 && !h.has(flagEndStream) {
 		if err := r.flood.spend(1); err != nil {
@@ -27,7 +27,6 @@ func (r *reader) data(h frameHeader) error {
 		return err
 	}
 	if s == nil {
-		r.c.giveBack(h.length)
 		return r.skip(n + pad)
 	}
 	if err := r.readData(s, n); err != nil {
@@ -138,11 +137,14 @@ func (r *reader) commit() {
 		r.gather, r.gatherFor = nil, nil
 		return
 	}
-	if fit, copied := g.fitted(); copied {
-		r.gatherFor.deliver(fit)
+	s := r.gatherFor
+	if g.len() > pageBlock && !s.behind() {
+		s.deliver(g) // its reader takes it at once: a copy would save nothing
+	} else if fit, copied := g.fitted(); copied {
+		s.deliver(fit)
 		g.free()
 	} else {
-		r.gatherFor.deliver(g)
+		s.deliver(g)
 	}
 	r.gather, r.gatherFor = nil, nil
 }

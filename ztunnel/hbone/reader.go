@@ -16,6 +16,7 @@ type reader struct {
 	inBlock bool
 	scratch [64]byte
 	flood   budget
+	recv    recvWindow // the connection's
 
 	// gather collects DATA of one stream while more of it is already buffered below, see readData.
 	gather    *block
@@ -26,6 +27,7 @@ type reader struct {
 
 func (r *reader) init(c *conn) {
 	r.c = c
+	r.recv = recvWindow{size: ourConnWindow, credit: ourConnWindow}
 	if c.client {
 		r.hdec.init(ourClientHeaderList)
 	} else {

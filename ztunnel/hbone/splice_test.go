@@ -28,7 +28,7 @@ func TestCleanEndLeavesTheHandlerToFinish(t *testing.T) {
 	}, func(_ *Server, c *PoolConfig) { c.MaxStreams = 1 })
 	must(t, app.CloseWrite())
 	s := e.mustConnect(t)
-	const size = 3 << 20 // less than a window: all of it leaves before anybody reads
+	const size = ourStreamWindow * 3 / 4 // less than a window: all of it leaves before anybody reads
 	_, err := s.ReadFrom(source64(size, 3))
 	must(t, err)
 	must(t, s.CloseWrite())

@@ -143,6 +143,8 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	var dropped *block
 	if drop {
 		dropped, s.head, s.tail = s.head, nil, nil
+		s.c.loans.Add(int64(s.recv.size - ourStreamWindow)) // The owner is done: nothing of it is held any more.
+		s.recv.size = ourStreamWindow
 	}
 	interrupt := s.interrupt
 	waits := s.head != nil && s.responded
@@ -153,7 +155,7 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	s.wdl.stop()
 	s.mu.Unlock()
 	s.c.flow.wake()
-	s.c.giveBack(freeAll(dropped))
+	freeAll(dropped)
 	switch {
 	case interrupt != nil:
 		interrupt()

@@ -26,7 +26,6 @@ func (s *Stream) deliver(b *block) {
 	if s.dead.Load() {
 		s.mu.Unlock()
 		b.free()
-		s.c.giveBack(n)
 		return
 	}
 	if s.tail != nil && n <= pageBlock && n <= s.tail.room() {
@@ -45,6 +44,13 @@ func (s *Stream) deliver(b *block) {
 	s.tail = b
 	s.rcond.Signal()
 	s.mu.Unlock()
+}
+
+// behind reports whether the reader has not taken all there is.
+func (s *Stream) behind() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.head != nil
 }
 
 // waitData returns with mu held: there is data, or the error says what there is instead.
@@ -141,27 +147,20 @@ func (s *Stream) writeBlock(w io.Writer) (int, error) {
 	return n, err
 }
 
-// consumed gives n bytes back to the peer's windows, in batches.
+// consumed gives n bytes back to the peer's window, in batches. The window of a stream whose reader keeps up grows.
 func (s *Stream) consumed(n int) {
 	s.mu.Lock()
 	inc := s.recv.consume(n)
 	if s.remoteEnd || s.dead.Load() {
 		inc = 0
 	}
+	if inc > 0 && s.head == nil {
+		more := s.c.borrow(min(s.recv.size, maxStreamWindow-s.recv.size))
+		s.recv.grow(more)
+		inc += more
+	}
 	s.mu.Unlock()
-	c := s.c
-	c.recvMu.Lock()
-	connInc := c.recv.consume(n)
-	c.recvMu.Unlock()
-	var buf [2 * (frameHeaderLen + 4)]byte
-	frames := buf[:0]
 	if inc > 0 {
-		frames = appendWindowUpdate(frames, s.id, uint32(inc))
-	}
-	if connInc > 0 {
-		frames = appendWindowUpdate(frames, 0, uint32(connInc))
-	}
-	if len(frames) > 0 {
-		c.pushControl(frames)
+		s.c.pushControl(appendWindowUpdate(nil, s.id, uint32(inc)))
 	}
 }

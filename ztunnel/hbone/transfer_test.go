@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 func TestConnectCarriesHeadersAndBytes(t *testing.T) {
@@ -335,9 +337,9 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
-// TestStalledStreamsDoNotStallNewOnes: four streams that nobody reads use up the connection's window. The next request
-// goes to another connection.
-func TestStalledStreamsDoNotStallNewOnes(t *testing.T) {
+// TestStreamsNobodyReadsDoNotStallOthers: together they are sent far more than the connection's window. A stream that was
+// there before and a new one go on.
+func TestStreamsNobodyReadsDoNotStallOthers(t *testing.T) {
 	for _, direction := range []string{"up", "down"} {
 		t.Run(direction, func(t *testing.T) {
 			e := newEnv(t, func(ctx context.Context, r *ServerStream) {
@@ -348,29 +350,94 @@ func TestStalledStreamsDoNotStallNewOnes(t *testing.T) {
 					}
 				case "down":
 					if s, err := r.Accept(nil); err == nil {
-						_, _ = s.ReadFrom(source64(2*ourStreamWindow, 1))
+						_, _ = s.ReadFrom(source64(1<<40, 1))
 					}
 				default:
 					echo(ctx, r)
 				}
 			})
-			var first *conn
-			for range ourConnWindow / ourStreamWindow {
+			old := e.mustConnect(t)
+			for range ourConnWindow/ourStreamWindow + 1 {
 				s, _, err := e.connect(t.Context(), Header{"mode", direction})
 				must(t, err)
 				defer s.Close()
-				first = s.c
-				if direction == "up" {
-					go func() { _, _ = s.ReadFrom(source64(2*ourStreamWindow, 1)) }()
+				if direction == "down" {
+					eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.recv.credit == 0 })
+					continue
 				}
+				go func() { _, _ = s.ReadFrom(source64(1<<40, 1)) }()
+				eventually(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.sendWindow == 0 })
 			}
-			eventually(t, first.stalled)
+			echoesBack(t, old, 8<<20)
 			s := e.mustConnect(t)
-			echoesBack(t, s, 1<<20)
-			if s.c == first {
-				t.Error("the stream is on the stalled connection")
+			if s.c != old.c {
+				t.Error("the new stream is on another connection")
 			}
+			echoesBack(t, s, 1<<20)
 		})
+	}
+}
+
+// TestNewStreamsAvoidAStalledConnection: the peer gives no window back.
+func TestNewStreamsAvoidAStalledConnection(t *testing.T) {
+	rs := newRawServer(t)
+	result := rs.connectAsync(t.Context())
+	p := rs.accept(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+	p.headers(p.request(), false, ":status", "200")
+	r := <-result
+	must(t, r.err)
+	defer r.s.Close()
+	go func() { _, _ = io.Copy(io.Discard, p.conn) }()
+	go func() { _, _ = r.s.ReadFrom(source64(1<<20, 1)) }()
+	eventually(t, r.s.c.flow.stalled)
+	result = rs.connectAsync(t.Context())
+	second := rs.accept()
+	second.headers(second.request(), false, ":status", "200")
+	r = <-result
+	must(t, r.err)
+	must(t, r.s.Close())
+}
+
+// TestWindowsGrowWithinBounds: a stream that is read gets a large window, all together no more than the connection lends,
+// and get it anew when the stream is closed.
+func TestWindowsGrowWithinBounds(t *testing.T) {
+	e := newEnv(t, func(_ context.Context, r *ServerStream) {
+		if s, err := r.Accept(nil); err == nil {
+			_, _ = s.ReadFrom(source64(1<<40, 1))
+		}
+	})
+	sizes := 0
+	var streams []*Stream
+	for range 6 {
+		s := e.mustConnect(t)
+		streams = append(streams, s)
+		size := func() int { s.mu.Lock(); defer s.mu.Unlock(); return s.recv.size }
+		for size() < maxStreamWindow && s.c.loans.Load() > 0 {
+			_, err := io.CopyN(io.Discard, s, ourStreamWindow)
+			must(t, err)
+		}
+		sizes += size() - ourStreamWindow
+	}
+	if streams[0].recv.size != maxStreamWindow || sizes != windowLoans {
+		t.Errorf("got a window of %d, lent %d, want %d and %d", streams[0].recv.size, sizes, maxStreamWindow, windowLoans)
+	}
+	c := streams[0].c
+	for _, s := range streams {
+		must(t, s.Close())
+	}
+	if got := c.loans.Load(); got != windowLoans {
+		t.Errorf("after Close: %d left to lend, want %d", got, windowLoans)
+	}
+}
+
+func TestReceivedDataWaitsInBlocksThatFit(t *testing.T) {
+	for _, n := range []int{1, smallBlock, 5_000, 17_000, halfBlock + 1, 70_000, midBlock} {
+		b := newBlock(midBlock)
+		b.append(make([]byte, n))
+		fit, _ := b.fitted()
+		if fit.len() != n || len(fit.b) != blockSizes[sizeClass(n)] {
+			t.Errorf("%d bytes: got %d in a block of %d", n, fit.len(), len(fit.b))
+		}
 	}
 }
 
@@ -397,7 +464,7 @@ func TestStreamCarriesAnotherConnection(t *testing.T) {
 // TestGatheredDataIsHandedOverBeforeWaiting: what looked like more data may be a key update.
 func TestGatheredDataIsHandedOverBeforeWaiting(t *testing.T) {
 	window := recvWindow{size: 1 << 20, credit: 1 << 20}
-	c := &conn{recv: window}
+	c := &conn{}
 	s := &Stream{c: c, recv: window, remoteEnd: true}
 	s.rcond.L, s.wcond.L = &s.mu, &s.mu
 	r := &reader{c: c, gather: newBlock(pageBlock), gatherFor: s}
