@@ -180,10 +180,7 @@ func (a *attachment) fillSlots(p *Pod) error {
 // eachLink loads the programs and calls do for every link that the pod should have. It stays on the calling thread,
 // whose namespace is that of guard's interfaces.
 func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
-	progs, err := loadPrograms(&a.node.maps, p.maps, settings{captureAll: a.cfg.CaptureAll})
-	if err != nil {
-		return err
-	}
+	progs := loadPrograms(&a.node.maps, p.maps, settings{captureAll: a.cfg.CaptureAll})
 	defer progs.Close()
 	links := wantedLinks(a.ns, progs, a.info.ifindexes(), a.cfg.HostIfindexes)
 	for i := range links {

@@ -3,6 +3,8 @@
 package bpf
 
 import (
+	"errors"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -39,4 +41,31 @@ func BenchmarkPrograms(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkAttachPod is our part of a CNI ADD: from a pod without programs to one with all of them.
+func BenchmarkAttachPod(b *testing.B) {
+	testutil.RequireRoot(b)
+	n, err := LoadNode(filepath.Join(testutil.BPFFS(b), "sluice", "v1"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = n.Close() }()
+	host := testutil.NewNode(b)
+	pod := host.Pod(b, "pod")
+	cfg := PodConfig{ID: "pod", NetnsPath: pod.Path, Interfaces: []string{"eth0"}, HostIfindexes: []int{pod.HostIfindex}}
+	host.MustDo(b, func() error {
+		for b.Loop() {
+			p, err := n.AttachPod(cfg)
+			if err != nil {
+				return err
+			}
+			b.StopTimer()
+			if err := errors.Join(p.Close(), n.DetachPod(cfg.ID)); err != nil {
+				return err
+			}
+			b.StartTimer()
+		}
+		return nil
+	})
 }

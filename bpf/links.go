@@ -35,7 +35,7 @@ type wantedLink struct {
 	pin     string // file name
 	ifindex int    // 0 for dispatch, which is attached to the namespace
 	ns      *netns.NS
-	prog    *ebpf.Program
+	prog    loading
 	hook    ebpf.AttachType
 }
 
@@ -43,14 +43,14 @@ type wantedLink struct {
 // Guard's interfaces are those of the calling thread's namespace, the others' of ns.
 func wantedLinks(ns *netns.NS, progs *programs, captured, guarded []int) []wantedLink {
 	links := []wantedLink{
-		{pin: dispatchLink, ns: ns, prog: progs.Dispatch},
-		{pin: localLink, ns: ns, prog: progs.Local, ifindex: loopbackIfindex, hook: ebpf.AttachTCXEgress},
+		{pin: dispatchLink, ns: ns, prog: progs.dispatch},
+		{pin: localLink, ns: ns, prog: progs.local, ifindex: loopbackIfindex, hook: ebpf.AttachTCXEgress},
 	}
 	for _, i := range captured {
-		links = append(links, wantedLink{pin: capturePin(i), ns: ns, prog: progs.Capture, ifindex: i, hook: ebpf.AttachTCXEgress})
+		links = append(links, wantedLink{pin: capturePin(i), ns: ns, prog: progs.capture, ifindex: i, hook: ebpf.AttachTCXEgress})
 	}
 	for _, i := range guarded {
-		links = append(links, wantedLink{pin: guardPin(i), prog: progs.Guard, ifindex: i, hook: ebpf.AttachTCXIngress})
+		links = append(links, wantedLink{pin: guardPin(i), prog: progs.guard, ifindex: i, hook: ebpf.AttachTCXIngress})
 	}
 	return links
 }
@@ -60,12 +60,15 @@ func guardPin(ifindex int) string   { return guardPrefix + strconv.Itoa(ifindex)
 
 // attach makes the link and pins it in dir.
 func (w *wantedLink) attach(dir string) error {
-	var l link.Link
-	run := func() (err error) {
-		l, err = w.create()
+	prog, err := w.prog()
+	if err != nil {
 		return err
 	}
-	var err error
+	var l link.Link
+	run := func() (err error) {
+		l, err = w.create(prog)
+		return err
+	}
 	if w.ns != nil {
 		err = w.ns.Do(run)
 	} else {
@@ -81,13 +84,13 @@ func (w *wantedLink) attach(dir string) error {
 	return nil
 }
 
-func (w *wantedLink) create() (link.Link, error) {
+func (w *wantedLink) create(prog *ebpf.Program) (link.Link, error) {
 	if w.ifindex == 0 {
-		return link.AttachNetNs(w.ns.FD(), w.prog)
+		return link.AttachNetNs(w.ns.FD(), prog)
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: w.ifindex,
-		Program:   w.prog,
+		Program:   prog,
 		Attach:    w.hook,
 		Anchor:    link.Head(), // before other owners' programs: none of them may send a packet on unseen
 	})
@@ -119,7 +122,11 @@ func (w *wantedLink) update(dir string) error {
 		}
 		return w.attach(dir)
 	}
-	if err := l.Update(w.prog); err != nil {
+	prog, err := w.prog()
+	if err != nil {
+		return err
+	}
+	if err := l.Update(prog); err != nil {
 		return fmt.Errorf("update %s: %w", w.pin, err)
 	}
 	return nil

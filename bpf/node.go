@@ -76,7 +76,7 @@ func OpenNode(root string) (*Node, error) {
 }
 
 func openNode(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, error)) (_ *Node, err error) {
-	spec, err := loadCapture()
+	spec, err := captureSpec()
 	if err != nil {
 		return nil, err
 	}

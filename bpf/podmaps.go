@@ -55,13 +55,13 @@ func createPodMaps(dir string, grandfathered int) (_ *podMaps, err error) {
 
 func podMapSpecs(grandfathered int) (map[string]*ebpf.MapSpec, error) {
 	specs := map[string]*ebpf.MapSpec{infoMap: infoSpec()}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadCapture, loadLocal, loadDispatch} {
+	for _, load := range []specOf{captureSpec, localSpec, dispatchSpec} {
 		spec, err := load()
 		if err != nil {
 			return nil, err
 		}
 		for name, m := range spec.Maps {
-			specs[name] = m
+			specs[name] = m.Copy()
 		}
 	}
 	specs[captureMapGrandfathered].MaxEntries = uint32(max(grandfathered, 1))

@@ -5,21 +5,23 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cilium/ebpf"
 )
 
-// programs is one pod's instance of each program. They are not pinned: links hold them.
+// programs is one pod's instance of each program, on their way into the kernel. They are not pinned: links hold them.
 type programs struct {
-	Capture  *ebpf.Program
-	Local    *ebpf.Program
-	Dispatch *ebpf.Program
-	Guard    *ebpf.Program
+	dispatch, local, capture, guard loading
 }
 
+// loading waits for a program. The programs' owner closes it.
+type loading func() (*ebpf.Program, error)
+
+// Close waits for programs that are still loading.
 func (p *programs) Close() {
-	for _, prog := range []*ebpf.Program{p.Capture, p.Local, p.Dispatch, p.Guard} {
-		if prog != nil {
+	for _, wait := range []loading{p.dispatch, p.local, p.capture, p.guard} {
+		if prog, err := wait(); err == nil {
 			_ = prog.Close()
 		}
 	}
@@ -32,37 +34,50 @@ type settings struct {
 	everythingFromLo bool
 }
 
-// loadPrograms loads one pod's programs over the maps of the node and of the pod.
-func loadPrograms(node *nodeMaps, pod *podMaps, set settings) (_ *programs, err error) {
-	var p programs
-	defer func() {
-		if err != nil {
-			p.Close()
-		}
-	}()
-	for _, each := range []struct {
-		name string
-		spec func() (*ebpf.CollectionSpec, error)
-		into **ebpf.Program
-	}{
-		{captureProgCapture, loadCapture, &p.Capture},
-		{localProgLocal, loadLocal, &p.Local},
-		{dispatchProgDispatch, loadDispatch, &p.Dispatch},
-		{guardProgGuard, loadGuard, &p.Guard},
-	} {
-		spec, err := each.spec()
-		if err != nil {
-			return nil, err
-		}
-		if err := set.apply(spec); err != nil {
-			return nil, fmt.Errorf("set constants of %s: %w", each.name, err)
-		}
-		if *each.into, err = loadProgram(spec, each.name, node, pod); err != nil {
-			return nil, fmt.Errorf("load %s: %w", each.name, err)
-		}
+// loadPrograms loads one pod's programs over the maps of the node and of the pod, side by side: attaching is mostly
+// waiting for the kernel, so what is needed first can be attached while the others are verified. The caller closes the
+// result, before the maps.
+func loadPrograms(node *nodeMaps, pod *podMaps, set settings) *programs {
+	start := func(name string, spec specOf) loading {
+		wait := sync.OnceValues(func() (*ebpf.Program, error) {
+			prog, err := set.load(name, spec, node, pod)
+			if err != nil {
+				return nil, fmt.Errorf("load %s: %w", name, err)
+			}
+			return prog, nil
+		})
+		go func() { _, _ = wait() }()
+		return wait
 	}
-	return &p, nil
+	return &programs{
+		dispatch: start(dispatchProgDispatch, dispatchSpec),
+		local:    start(localProgLocal, localSpec),
+		capture:  start(captureProgCapture, captureSpec),
+		guard:    start(guardProgGuard, guardSpec),
+	}
 }
+
+func (s settings) load(name string, spec specOf, node *nodeMaps, pod *podMaps) (*ebpf.Program, error) {
+	parsed, err := spec()
+	if err != nil {
+		return nil, err
+	}
+	parsed = parsed.Copy()
+	if err := s.apply(parsed); err != nil {
+		return nil, fmt.Errorf("set constants: %w", err)
+	}
+	return loadProgram(parsed, name, node, pod)
+}
+
+// specOf returns the content of an object file, parsed once. It must not be changed: copy it.
+type specOf func() (*ebpf.CollectionSpec, error)
+
+var (
+	captureSpec  specOf = sync.OnceValues(loadCapture)
+	localSpec    specOf = sync.OnceValues(loadLocal)
+	dispatchSpec specOf = sync.OnceValues(loadDispatch)
+	guardSpec    specOf = sync.OnceValues(loadGuard)
+)
 
 func (s settings) apply(spec *ebpf.CollectionSpec) error {
 	var errs []error

@@ -19,7 +19,8 @@ import (
 // bench is one set of programs that nothing is attached to, over maps of its own, to be run packet by packet inside a
 // namespace of its own.
 type bench struct {
-	*programs
+	Capture, Local, Dispatch, Guard *ebpf.Program
+
 	node *Node
 	maps *podMaps
 	ns   *testutil.NS
@@ -42,10 +43,15 @@ func newBench(t testing.TB, set settings) *bench {
 		}
 		t.Cleanup(func() { _ = (*m).Close() })
 	}
-	if b.programs, err = loadPrograms(&b.node.maps, b.maps, set); err != nil {
-		t.Fatalf("%+v", err)
+	progs := loadPrograms(&b.node.maps, b.maps, set)
+	t.Cleanup(progs.Close)
+	for into, wait := range map[**ebpf.Program]loading{
+		&b.Capture: progs.capture, &b.Local: progs.local, &b.Dispatch: progs.dispatch, &b.Guard: progs.guard,
+	} {
+		if *into, err = wait(); err != nil {
+			t.Fatalf("%+v", err)
+		}
 	}
-	t.Cleanup(b.programs.Close)
 	return b
 }
 
