@@ -84,9 +84,8 @@ func (s *Stream) closeWrite() error {
 	s.mu.Unlock()
 	var frame [frameHeaderLen]byte
 	frameHeader{typ: frameData, flags: flagEndStream, stream: s.id}.put(frame[:])
-	sent := s.sendFrame(frame[:])
+	sent := s.sendFrame(frame[:], s.queueEnd)
 	s.mu.Lock()
-	s.endQueued = sent
 	over, err := sent && s.remoteEnd, s.werr
 	s.mu.Unlock()
 	if over {
@@ -96,6 +95,15 @@ func (s *Stream) closeWrite() error {
 		return err
 	}
 	return nil
+}
+
+// queueEnd marks END_STREAM as sent just before it is, unless the stream has died: neither Reset nor the peer's answer to
+// it may come in between.
+func (s *Stream) queueEnd() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endQueued = s.alive()
+	return s.endQueued
 }
 
 // Close gives the stream up. What is still open of it is reset with CANCEL; after END_STREAM both ways nothing is sent.

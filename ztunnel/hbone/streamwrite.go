@@ -73,7 +73,7 @@ func (s *Stream) sendBlock(b *block, n int) (sent int, err error) {
 		// records, and nothing is copied to make room.
 		frame := b.b[sent : sent+frameHeaderLen+k]
 		frameHeader{length: k, typ: frameData, stream: s.id}.put(frame)
-		if !s.sendFrame(frame) {
+		if !s.sendFrame(frame, s.alive) {
 			s.c.flow.add(k)
 			return sent, s.writeErr()
 		}
@@ -82,18 +82,18 @@ func (s *Stream) sendBlock(b *block, n int) (sent int, err error) {
 	return sent, nil
 }
 
-// sendFrame sends one DATA frame, or returns false if the stream has died.
-func (s *Stream) sendFrame(frame []byte) bool {
+// sendFrame sends one DATA frame, or returns false if ok does, which is asked when the frame's turn has come.
+func (s *Stream) sendFrame(frame []byte, ok func() bool) bool {
 	w := &s.c.w
 	if len(frame) <= smallFrame {
-		if pushed, valid := w.tryPush(frame, s.alive); !valid {
+		if pushed, valid := w.tryPush(frame, ok); !valid {
 			return false
 		} else if pushed {
 			w.send()
 			return true
 		}
 	}
-	return w.write(frame, s.alive)
+	return w.write(frame, ok)
 }
 
 func (s *Stream) writeErr() error {
