@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +46,7 @@ func listen(network, path string, log *slog.Logger) (*Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if err := vacant(network, path); err != nil {
+	if err := awaitVacant(network, path); err != nil {
 		return nil, err
 	}
 	temp := path + "~"  // hardly longer: a socket's path has at most 107 bytes
@@ -70,6 +71,21 @@ func listen(network, path string, log *slog.Logger) (*Listener, error) {
 	return l, nil
 }
 
+// leaveTimeout is how long a process that is about to end may still listen.
+const leaveTimeout = 2 * time.Second
+
+var errTaken = errors.New("another process is listening")
+
+func awaitVacant(network, path string) error {
+	for deadline := time.Now().Add(leaveTimeout); ; {
+		err := vacant(network, path)
+		if !errors.Is(err, errTaken) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // vacant tells whether path is free, or a socket left behind.
 func vacant(network, path string) error {
 	st, err := os.Lstat(path)
@@ -88,7 +104,7 @@ func vacant(network, path string) error {
 	case err != nil:
 		return fmt.Errorf("there is a socket already: %w", err)
 	}
-	return errors.Join(errors.New("another process is listening"), conn.Close())
+	return errors.Join(errTaken, conn.Close())
 }
 
 // Kind names what a file is, for messages.
