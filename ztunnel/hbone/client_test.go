@@ -229,6 +229,22 @@ func TestPingTimeout(t *testing.T) {
 			t.Errorf("got %v, want ErrPingTimeout", err)
 		}
 	})
+	t.Run("peer that sends and does not answer", func(t *testing.T) {
+		e := newEnv(t, echo, short)
+		p := dialRaw(t, e)
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			for p.WriteWindowUpdate(0, 1) == nil {
+				time.Sleep(10 * time.Millisecond) // well within the timeout
+			}
+		}()
+		if err := e.srv.waitServeErr(t); !errors.Is(err, ErrPingTimeout) {
+			t.Errorf("got %v, want ErrPingTimeout", err)
+		}
+		_ = p.conn.Close()
+		<-sent
+	})
 	t.Run("answered in time", func(t *testing.T) {
 		e := newEnv(t, echo, short)
 		s := e.mustConnect(t)

@@ -33,10 +33,12 @@ func (c *conn) fail(err error) {
 	_ = c.wire.Conn.SetWriteDeadline(now.Add(lastWords))
 }
 
-// kill ends the connection without another word.
+// kill ends the connection without another word. Closing wakes writers too that the deadline of their own layer does
+// not reach, when the connection is a Stream inside another.
 func (c *conn) kill(err error) {
 	c.fail(err)
 	_ = c.wire.Conn.SetWriteDeadline(time.Now())
+	_ = c.wire.Conn.Close()
 	if c.abort != nil {
 		c.abort(err)
 	}

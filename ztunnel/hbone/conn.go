@@ -194,11 +194,7 @@ func (c *conn) borrow(n int) int {
 }
 
 // pushControl queues frames that answer the peer. A peer that reads so little that they pile up loses the connection.
-func (c *conn) pushControl(frames []byte) {
-	if err := c.w.push(frames); err != nil {
-		c.fail(connErrorf(CodeEnhanceYourCalm, "%v", err))
-	}
-}
+func (c *conn) pushControl(frames []byte) { _ = c.w.push(frames) }
 
 func (c *conn) localAddr() net.Addr  { return c.wire.LocalAddr() }
 func (c *conn) remoteAddr() net.Addr { return c.wire.RemoteAddr() }

@@ -9,14 +9,19 @@ import (
 
 var keepalivePing = [8]byte{'s', 'l', 'u', 'i', 'c', 'e', 'k', 'a'}
 
+// patience is how many timeouts a PING has in which something else arrives.
+const patience = 3
+
 // keepalive sends a PING each interval and ends a connection whose peer does not answer within the timeout. Anything else
-// that arrives meanwhile extends the timeout: on a slow link the answer may wait behind much data.
+// that arrives meanwhile extends the timeout, to three times its length: on a slow link the answer may wait behind much
+// data, but a peer that sends and does not read must not stay for ever.
 type keepalive struct {
 	mu       sync.Mutex
 	c        *conn
 	timer    *time.Timer
 	waiting  bool
 	seen     uint64 // wire reads when the timeout began
+	passed   int    // timeouts since the PING
 	finished bool
 }
 
@@ -51,11 +56,13 @@ func (k *keepalive) expired() bool {
 		return false
 	}
 	reads := k.c.wire.reads.Load()
-	if k.waiting && reads == k.seen {
-		return true
-	}
-	if !k.waiting {
-		k.waiting = true
+	if k.waiting {
+		k.passed++
+		if reads == k.seen || k.passed >= patience {
+			return true
+		}
+	} else {
+		k.waiting, k.passed = true, 0
 		_ = k.c.w.push(appendPing(nil, 0, keepalivePing))
 	}
 	k.seen = reads

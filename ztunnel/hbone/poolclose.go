@@ -21,7 +21,8 @@ func (p *Pool) CloseIdle() {
 }
 
 // Close lets streams end, at most until ctx ends, and closes every connection. New requests get [ErrPoolClosed]. It
-// returns when all goroutines of the pool have ended, with ctx's error if streams were cut.
+// returns when all goroutines of the pool have ended, with ctx's error if streams were cut. With a ctx that has ended it
+// cuts at once, writers that wait for the peer included.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true

@@ -61,18 +61,27 @@ func (w *writer) reserveLocked(n int) (*block, error) {
 	return grown, nil
 }
 
-// pushLocked queues one or more whole frames. Once nothing may follow on the wire it does nothing.
+// pushLocked queues one or more whole frames. Once nothing may follow on the wire it does nothing. An error ends the
+// connection: HPACK counts on every block that was encoded, and both ends on the frames that say how a stream ended.
 func (w *writer) pushLocked(frames []byte) error {
 	if w.closed {
 		return nil
 	}
 	q, err := w.reserveLocked(len(frames))
 	if err != nil {
+		err = connErrorf(CodeEnhanceYourCalm, "%v", err)
+		w.wg.Add(1)
+		go w.overflow(err) // without the caller's locks
 		return err
 	}
 	q.append(frames)
 	w.queued.Store(true)
 	return nil
+}
+
+func (w *writer) overflow(err error) {
+	defer w.wg.Done()
+	w.fail(err)
 }
 
 // push queues whole frames and sees to it that they are sent, without waiting for that.
