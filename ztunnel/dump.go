@@ -3,6 +3,7 @@
 package main
 
 import (
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
 	"github.com/sluice-mesh/sluice/ztunnel/identity"
 	"github.com/sluice-mesh/sluice/ztunnel/inpod"
 	"github.com/sluice-mesh/sluice/ztunnel/proxy"
@@ -11,15 +12,12 @@ import (
 // configDump is the admin page's /config_dump. The keys are the reference proxy's, whose command line reads them (ambient
 // section 9.4).
 type configDump struct {
-	Workloads      []workloadDump       `json:"workloads"`
-	Services       []serviceDump        `json:"services"`
-	Policies       []policyDump         `json:"policies"`
-	StagedServices struct{}             `json:"stagedServices"`
-	StaticConfig   struct{}             `json:"staticConfig"`
-	Version        string               `json:"version"`
-	Config         *Config              `json:"config"`
-	Certificates   []identity.CertState `json:"certificates"`
-	WorkloadState  map[string]podDump   `json:"workloadState"`
+	discovery.Dump
+	StaticConfig  struct{}             `json:"staticConfig"`
+	Version       string               `json:"version"`
+	Config        *Config              `json:"config"`
+	Certificates  []identity.CertState `json:"certificates"`
+	WorkloadState map[string]podDump   `json:"workloadState"`
 }
 
 type podDump struct {
@@ -35,18 +33,9 @@ type infoDump struct {
 }
 
 func (z *ztunnel) dump() any {
-	d := configDump{Version: version(), Config: z.config, WorkloadState: z.dumpPods()}
+	d := configDump{Dump: z.store.Dump(), Version: version(), Config: z.config, WorkloadState: z.dumpPods()}
 	if z.certs != nil {
 		d.Certificates = z.certs.Snapshot()
-	}
-	for _, w := range z.store.Workloads() {
-		d.Workloads = append(d.Workloads, dumpWorkload(w))
-	}
-	for _, s := range z.store.Services() {
-		d.Services = append(d.Services, dumpService(s, z.store.Endpoints(s.Key())))
-	}
-	for _, p := range z.store.Policies() {
-		d.Policies = append(d.Policies, dumpPolicy(p))
 	}
 	return d
 }

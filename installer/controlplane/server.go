@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
+
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 // maxRequestBytes bounds one request: about a hundred bytes for each resource that a client holds, and what ztunnels admit
@@ -127,7 +129,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l, err := listenUnix(s.cfg.Socket, s.log)
+	l, err := unixsock.Listen("unix", s.cfg.Socket, s.log)
 	if err != nil {
 		return fmt.Errorf("control plane: %w", err)
 	}

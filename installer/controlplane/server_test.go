@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/sluice-mesh/sluice/internal/testutil"
+	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 // plane is a running server over an env's folders.
@@ -157,9 +158,9 @@ func TestSocketInTheWay(t *testing.T) {
 			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, "is there already and is no socket"},
+		}, "there is a file already, not a socket"},
 		"another server": {func(t *testing.T, path string) {
-			l, err := listenUnix(path, (&logBuffer{}).logger())
+			l, err := unixsock.Listen("unix", path, (&logBuffer{}).logger())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -173,7 +174,7 @@ func TestSocketInTheWay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = listenUnix(path, (&logBuffer{}).logger())
+			_, err = unixsock.Listen("unix", path, (&logBuffer{}).logger())
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want one with %q", err, c.want)
 			}

@@ -38,7 +38,9 @@ var allowed = map[string][]string{
 	"internal/testutil": {"internal/netns"},
 	"internal/lab":      {"bpf", "internal/"},
 	"internal/demo":     {"bpf", "internal/"},
-	"internal/e2e":      {"bpf", "internal/", "plugin", "installer/", "ztunnel/"},
+	"internal/bench":    {"bpf", "internal/"},
+	"internal/leak":     {"bpf", "internal/"},
+	"internal/e2e/":     {"bpf", "internal/", "plugin", "installer/", "ztunnel/"},
 }
 
 // testOnly are packages that nothing but tests may import.
