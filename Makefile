@@ -38,6 +38,8 @@ build/bin/sluice-installer: FORCE
 	$(static) -o $@ ./installer
 build/bin/demo: FORCE
 	$(static) -o $@ ./internal/demo
+build/bin/bench: FORCE
+	$(static) -o $@ ./internal/bench
 build/cni/bridge: go.mod
 	@mkdir -p $(@D)
 	$(static) -o $(@D)/ $(addprefix github.com/containernetworking/plugins/plugins/,$(cni))
@@ -79,8 +81,10 @@ demo-up: build build/bin/demo packages ## the same two nodes, left running to tr
 demo-down: build/bin/demo ## remove what demo-up left and check that nothing stays
 	build/bin/demo down
 
-bench: build ## Go benchmarks of datapath and proxy
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/...
+bench: build build/bin/bench ## measure against haproxy and no mesh, and the parts alone; writes docs/BENCHMARKS.md; about 20 minutes
+	@internal/tools/packages.sh bench
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/... | tee build/gobench.txt
+	build/bin/bench -build build -gobench build/gobench.txt -o docs/BENCHMARKS.md
 
 image: build ## OCI archives of agent (with plugin) and ztunnel, in build/image
 	$(GO) run ./internal/tools/image -platform $(PLATFORM) -bin build/bin -out build/image

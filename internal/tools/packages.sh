@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# packages.sh run|lint|all: install the distribution packages whose commands are missing.
+# packages.sh run|lint|bench|all: install the distribution packages whose commands are missing.
 #
 #   run   what tests and the demo execute
 #   lint  what "make lint" and "make generate" execute
-#   all   both
+#   bench what "make bench" executes
+#   all   run and lint
 #
 # Nothing is installed that is already there, and no installed service is started. Where apt does not do it, it names
 # what is missing and goes on: the step that needs it then says so itself.
@@ -14,12 +15,15 @@ readonly run='ip:iproute2 tc:iproute2 sysctl:procps nft:nftables iptables:iptabl
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
 
+readonly bench='haproxy:haproxy bpftool:bpftool iperf3:iperf3 nginx:nginx-light'
+
 case ${1-} in
 run) wanted=$run ;;
 lint) wanted=$lint ;;
+bench) wanted=$bench ;;
 all) wanted="$run $lint" ;;
 *)
-	sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// What clients send. The server closes after the last request, so that a client's port is free at once.
+var (
+	request     = []byte("GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+	lastRequest = []byte("GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+)
+
+// iperf moves bytes for the span and returns what the receiver got, in Gbit/s. Reverse means from server to client.
+func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (float64, error) {
+	args := []string{"iperf3", "-J", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())),
+		"-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(b.span.Seconds())), "-O", "1"}
+	if reverse {
+		args = append(args, "-R")
+	}
+	out, err := b.Output(ns, b.span+20*time.Second, args...)
+	if err != nil {
+		return 0, fmt.Errorf("iperf3: %w: %s", err, out)
+	}
+	var result struct {
+		End struct {
+			Received struct {
+				Bits float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		return 0, fmt.Errorf("iperf3: %w", err)
+	}
+	if result.End.Received.Bits == 0 {
+		return 0, fmt.Errorf("iperf3 moved nothing: %s", out)
+	}
+	return result.End.Received.Bits / 1e9, nil
+}
+
+// exchange is one request on an open connection. The page is always the same, so its length is the first answer's.
+type exchange struct {
+	conn   net.Conn
+	buf    []byte
+	length int
+}
+
+func newExchange(conn net.Conn) *exchange { return &exchange{conn: conn, buf: make([]byte, 4096)} }
+
+func (e *exchange) do() error {
+	if _, err := e.conn.Write(request); err != nil {
+		return err
+	}
+	if e.length > 0 {
+		_, err := io.ReadFull(e.conn, e.buf[:e.length])
+		return err
+	}
+	n := 0
+	for {
+		got, err := e.conn.Read(e.buf[n:])
+		if err != nil {
+			return err
+		}
+		n += got
+		head := bytes.Index(e.buf[:n], []byte("\r\n\r\n"))
+		if head >= 0 && n >= head+4+pageBytes {
+			break
+		}
+	}
+	if !bytes.HasPrefix(e.buf, []byte("HTTP/1.1 200")) {
+		return fmt.Errorf("answer %.40q", e.buf)
+	}
+	e.length = n
+	return nil
+}
+
+func (b *bench) dial(w way) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+	defer cancel()
+	return b.Dial(ctx, w.ns, w.http.String())
+}
+
+// together runs so many workers side by side and adds up their samples.
+func together(workers int, work func(i int) ([]time.Duration, error)) ([]time.Duration, error) {
+	var (
+		mu   sync.Mutex
+		all  []time.Duration
+		errs []error
+		wg   sync.WaitGroup
+	)
+	for i := range workers {
+		wg.Go(func() {
+			took, err := work(i)
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, took...)
+			if err != nil && len(errs) < 3 {
+				errs = append(errs, err)
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(all)
+	return all, errors.Join(errs...)
+}
+
+// keepAlive sends request after request on each of so many connections, as fast as answers come.
+func (b *bench) keepAlive(w way, conns int) ([]time.Duration, error) {
+	return together(conns, func(int) (took []time.Duration, err error) {
+		conn, err := b.dial(w)
+		if err != nil {
+			return nil, err
+		}
+		defer conn.Close()
+		e := newExchange(conn)
+		if err := e.do(); err != nil { // opens what is opened once
+			return nil, err
+		}
+		for end := time.Now().Add(b.span); ; {
+			began := time.Now()
+			if !began.Before(end) {
+				return took, nil
+			}
+			if err := e.do(); err != nil {
+				return took, err
+			}
+			took = append(took, time.Since(began))
+		}
+	})
+}
+
+// atRate sends perSecond requests over so many connections, at set times. Latency counts from the time at which a
+// request was due, so that a stall is not hidden by the requests that it held back.
+func (b *bench) atRate(w way, conns int, perSecond float64) ([]time.Duration, error) {
+	gap := time.Duration(float64(conns) / perSecond * float64(time.Second))
+	return together(conns, func(i int) (took []time.Duration, err error) {
+		conn, err := b.dial(w)
+		if err != nil {
+			return nil, err
+		}
+		defer conn.Close()
+		e := newExchange(conn)
+		if err := e.do(); err != nil {
+			return nil, err
+		}
+		due := time.Now().Add(gap * time.Duration(i) / time.Duration(conns))
+		for end := due.Add(b.span); due.Before(end); due = due.Add(gap) {
+			time.Sleep(time.Until(due))
+			if err := e.do(); err != nil {
+				return took, err
+			}
+			took = append(took, time.Since(due))
+		}
+		return took, nil
+	})
+}
+
+// connectEach opens a connection for each request.
+func (b *bench) connectEach(w way, workers int) ([]time.Duration, error) {
+	return together(workers, func(int) (took []time.Duration, err error) {
+		for end := time.Now().Add(b.span); time.Now().Before(end); {
+			began := time.Now()
+			conn, err := b.dial(w)
+			if err != nil {
+				return took, err
+			}
+			err = only(conn)
+			_ = conn.Close()
+			if err != nil {
+				return took, err
+			}
+			took = append(took, time.Since(began))
+		}
+		return took, nil
+	})
+}
+
+// only is the one request of a connection.
+func only(conn net.Conn) error {
+	if _, err := conn.Write(lastRequest); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 200")) || len(answer) < pageBytes {
+		return fmt.Errorf("answer of %d bytes: %.40q", len(answer), answer)
+	}
+	return nil
+}

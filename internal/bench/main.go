@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures Sluice on two nodes on this machine, against no mesh and against a pair of haproxy that carry
+// the same connections in mutual TLS: "make bench".
+//
+// Every figure is the median of rounds in which the sides take turns, so that a slow moment of the machine meets all of
+// them. What counts is the ratio.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/lab"
+)
+
+// dir is all that a run keeps on the machine, besides namespaces called bench-*.
+const dir = "/run/sluice-bench"
+
+// wantedFiles is room for 10,000 connections with both ends in one process.
+const wantedFiles = 200_000
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+type config struct {
+	build, out, goBench string
+	only                string
+	rounds              int
+	span                time.Duration
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	var c config
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&c.build, "build", "build", "folder with bin/ and cni/")
+	flags.StringVar(&c.out, "o", "", "write the tables to this Markdown file too")
+	flags.StringVar(&c.goBench, "gobench", "", "output of go test -bench to put into the file")
+	flags.StringVar(&c.only, "only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+"; default all")
+	flags.IntVar(&c.rounds, "rounds", 5, "rounds per figure")
+	flags.DurationVar(&c.span, "span", 3*time.Second, "length of each measurement")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	if err := c.validate(); err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := c.measure(ctx, stdout); err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+func (c *config) validate() error {
+	var errs []error
+	if os.Geteuid() != 0 {
+		errs = append(errs, errors.New("needs root, for network namespaces and BPF: run it with sudo"))
+	}
+	if c.rounds < 1 || c.span < time.Second {
+		errs = append(errs, errors.New("at least 1 round and a span of 1s"))
+	}
+	for _, name := range c.parts() {
+		if _, ok := parts[name]; !ok {
+			errs = append(errs, fmt.Errorf("-only: %q is none of %s", name, strings.Join(partNames(), ", ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *config) parts() []string {
+	if c.only == "" {
+		return partNames()
+	}
+	return strings.Split(c.only, ",")
+}
+
+// measure builds the lab, runs the parts, and takes everything down whatever happened.
+func (c *config) measure(ctx context.Context, out io.Writer) (err error) {
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: wantedFiles, Max: wantedFiles}); err != nil {
+		return fmt.Errorf("allow %d open files: %w", wantedFiles, err)
+	}
+	build, err := filepath.Abs(c.build)
+	if err != nil {
+		return err
+	}
+	b := &bench{Lab: lab.New("bench", dir, build), config: c, ctx: ctx, report: &report{out: out}}
+	if b.IsUp() {
+		b.say("removing what an earlier run left")
+		if err := b.Down(); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, b.lastWords())
+		}
+		err = errors.Join(err, b.Down())
+	}()
+	if err := b.up(); err != nil {
+		return err
+	}
+	for _, name := range c.parts() {
+		b.say("%s", name)
+		if err := parts[name].run(b); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if c.out == "" {
+		return nil
+	}
+	return b.report.write(c)
+}
