@@ -125,6 +125,13 @@ type Decision struct {
 	Interfaces []Interface `json:"interfaces,omitempty"`
 	// CaptureAll captures every TCP connection, also to addresses outside the mesh.
 	CaptureAll bool `json:"captureAll,omitempty"`
+	// CaptureDNS hands the pod's DNS queries to ztunnel's resolver.
+	CaptureDNS bool `json:"captureDNS,omitempty"`
+	// BypassInbound leaves connections to the pod to the app, unseen by ztunnel.
+	BypassInbound bool `json:"bypassInbound,omitempty"`
+	// ExcludeCIDRs and ExcludePorts are destinations that are not captured: what is in a CIDR, or on a port.
+	ExcludeCIDRs []netip.Prefix `json:"excludeCIDRs,omitempty"`
+	ExcludePorts []uint16       `json:"excludePorts,omitempty"`
 }
 
 // Code classifies an Error for a caller that must act on it.
