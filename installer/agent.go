@@ -141,7 +141,7 @@ func (a *agent) prepare() (err error) {
 	}()
 	a.enroller, err = enroll.New(enroll.Config{
 		Node: a.node, Ztunnels: a.ztunnels, Catalog: a.catalog,
-		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, CaptureAll: a.cfg.CaptureAll,
+		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, Settings: a.cfg.Settings,
 		ServeTimeout: a.cfg.ServeTimeout, Resync: a.cfg.Resync, ProxyDownLimit: a.cfg.ProxyDownLimit, Logger: a.log,
 	})
 	if err != nil {

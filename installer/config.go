@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
+
+	"github.com/sluice-mesh/sluice/installer/enroll"
 )
 
 // agentConfig is what the agent was told by flags.
@@ -28,7 +30,7 @@ type agentConfig struct {
 	TrustDomain  string
 	XDSAddress   string // not empty: no embedded control plane
 
-	CaptureAll     bool
+	Settings       enroll.Settings // of pods without annotations
 	ServeTimeout   time.Duration
 	ProxyDownLimit time.Duration
 	Resync         time.Duration
@@ -46,12 +48,27 @@ func (c *agentConfig) declare(fs *flag.FlagSet) {
 	fs.StringVar(&c.ClusterID, "cluster-id", "Kubernetes", "cluster in the uids of workloads")
 	fs.StringVar(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of the embedded CA")
 	fs.StringVar(&c.XDSAddress, "xds-address", "", "istiod that this node's ztunnel uses; the embedded control plane is then not started")
-	fs.BoolVar(&c.CaptureAll, "capture-all", false, "capture all TCP of enrolled pods, also to destinations outside the mesh")
+	c.declareSettings(fs)
 	fs.DurationVar(&c.ServeTimeout, "serve-timeout", 10*time.Second, "how long ztunnel may take to serve a new pod before its ADD fails")
 	fs.DurationVar(&c.ProxyDownLimit, "proxy-down-limit", 10*time.Minute, "how long connections of enrolled pods wait for a ztunnel to come back before they are refused; 0 means forever")
 	fs.DurationVar(&c.Resync, "resync", 5*time.Second, "time between two comparisons of what is with what should be")
 	fs.StringVar(&c.MetricsAddress, "metrics-address", "", "host:port for /metrics and /healthz/ready; empty means none")
 	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+}
+
+// declareSettings declares what a pod's annotations may change for that pod.
+func (c *agentConfig) declareSettings(fs *flag.FlagSet) {
+	s := &c.Settings
+	fs.BoolVar(&s.CaptureAll, "capture-all", false, "capture all TCP of enrolled pods, also to destinations outside the mesh")
+	fs.BoolVar(&s.CaptureDNS, "dns-capture", false, "answer the DNS queries of enrolled pods from the mesh, and forward what it does not know")
+	fs.Func("exclude-cidrs", "comma-separated `CIDRs` and addresses that enrolled pods reach without the mesh", func(v string) (err error) {
+		s.ExcludeCIDRs, err = enroll.ParseCIDRs(v)
+		return err
+	})
+	fs.Func("exclude-ports", "comma-separated `ports` that enrolled pods reach without the mesh, at any address", func(v string) (err error) {
+		s.ExcludePorts, err = enroll.ParsePorts(v)
+		return err
+	})
 }
 
 // nodeNames are those that fit into a file name and a workload.

@@ -20,8 +20,8 @@ func (e *Enroller) attachment(p *pod, in *inside, pinned bpf.PodInfo) (bpf.PodCo
 	if err != nil {
 		return bpf.PodConfig{}, err
 	}
-	cfg := podConfig(p, e.interfacesOf(p), e.cfg.CaptureAll)
-	own := podConfig(p, p.sandbox.Interfaces, false).Interfaces
+	cfg := podConfig(p, e.interfacesOf(p), e.settingsInForce(p))
+	own := podConfig(p, p.sandbox.Interfaces, Settings{}).Interfaces
 	cfg.Interfaces = slices.DeleteFunc(union(cfg.Interfaces, pinned.Interfaces), func(name string) bool {
 		return !slices.Contains(own, name) && !slices.ContainsFunc(links, func(l net.Interface) bool {
 			return l.Name == name || slices.Contains(pinned.Captured, bpf.Capture{Name: name, Ifindex: l.Index})
@@ -66,6 +66,6 @@ func (e *Enroller) cover(p *pod, in *inside, attached *bpf.Pod) (*bpf.Pod, error
 }
 
 func covers(info bpf.PodInfo, cfg bpf.PodConfig) bool {
-	return info.Network == cfg.Network && len(union(info.Interfaces, cfg.Interfaces)) == len(info.Interfaces) &&
+	return info.Network == cfg.Network && attachedSettings(info).Equal(configuredSettings(cfg)) && len(union(info.Interfaces, cfg.Interfaces)) == len(info.Interfaces) &&
 		len(union(info.HostIfindexes, cfg.HostIfindexes)) == len(info.HostIfindexes)
 }

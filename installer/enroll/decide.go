@@ -4,9 +4,11 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
+	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
@@ -17,10 +19,8 @@ func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, 
 		sandbox.UID = sandbox.ContainerID
 	}
 	defer e.workloads.lock(sandbox.Namespace + "/" + sandbox.Name)()
-	enrolled, reason := e.cfg.Catalog.Snapshot().Enrolled(sandbox.Namespace, sandbox.Name)
-	if enrolled && len(sandbox.Addresses()) == 0 {
-		enrolled, reason = false, "pod has no address"
-	}
+	snapshot := e.cfg.Catalog.Snapshot()
+	enrolled, reason := snapshot.Enrolled(sandbox.Namespace, sandbox.Name)
 	at, err := namespaceAt(sandbox.Netns)
 	if err != nil {
 		if enrolled {
@@ -28,19 +28,47 @@ func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, 
 		}
 		return &nodeapi.Decision{Reason: reason}, nil
 	}
+	var settings Settings
+	if enrolled {
+		if settings, err = e.admissible(snapshot, sandbox, at); err != nil {
+			return nil, nodeapi.Errorf(nodeapi.CodeBadRequest, "decide: pod %s/%s belongs into the mesh (%s): %w", sandbox.Namespace, sandbox.Name, reason, err)
+		}
+	}
+	d := &nodeapi.Decision{Enrolled: enrolled, Reason: reason}
 	if dryRun {
-		return &nodeapi.Decision{Enrolled: enrolled, Reason: reason, PinID: pinID(sandbox.ContainerID), CaptureAll: e.cfg.CaptureAll}, nil
+		d.PinID = pinID(sandbox.ContainerID)
+		settings.tell(d)
+		return d, nil
 	}
 	p, err := e.meet(sandbox, at, enrolled)
 	if err != nil {
 		return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w", err)
 	}
 	e.podLog(p).Info("pod decided", "enrolled", enrolled, "reason", reason, "netns", sandbox.Netns)
-	d := &nodeapi.Decision{Enrolled: enrolled, Reason: reason}
 	if enrolled {
-		d.PinID, d.CaptureAll, d.Interfaces = pinID(p.id()), e.cfg.CaptureAll, e.interfacesOf(p)
+		e.setSettings(p, settings)
+		d.PinID, d.Interfaces = pinID(p.id()), e.interfacesOf(p)
+		settings.tell(d)
 	}
 	return d, nil
+}
+
+// errNoAddress is why a pod that belongs into the mesh cannot be in it.
+var errNoAddress = errors.New("the pod has no address, so nobody could connect to it: have its network give it one, or label it istio.io/dataplane-mode=none")
+
+// admissible says how to capture a pod that belongs into the mesh, or why it must not start. One that is in the mesh
+// already, and gets a second network or is checked, keeps the settings that it has.
+func (e *Enroller) admissible(s *controlplane.Snapshot, sandbox nodeapi.Pod, at namespace) (Settings, error) {
+	old := e.get(sandbox.ContainerID)
+	if old != nil && old.netns == at && e.phaseOf(old) == served {
+		return e.settingsInForce(old), nil
+	}
+	settings, err := settingsOf(e.cfg.Settings, annotationsOf(s, sandbox.Namespace, sandbox.Name))
+	hasAddress := len(sandbox.Addresses()) > 0 || old != nil && old.netns == at && len(old.sandbox.Addresses()) > 0
+	if !hasAddress {
+		err = errors.Join(err, errNoAddress)
+	}
+	return settings, err
 }
 
 // meet records a sandbox. One with the same container id but another namespace is a stranger whose DEL never came.
@@ -101,6 +129,18 @@ func (e *Enroller) setInterfaces(p *pod, all []nodeapi.Interface) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p.interfaces = all
+}
+
+func (e *Enroller) settingsInForce(p *pod) Settings {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return p.settings
+}
+
+func (e *Enroller) setSettings(p *pod, s Settings) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.settings = s
 }
 
 func newPod(sandbox nodeapi.Pod, at namespace) *pod {

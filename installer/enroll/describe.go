@@ -15,10 +15,11 @@ import (
 )
 
 // podConfig says how to attach to the given interfaces of a pod.
-func podConfig(p *pod, interfaces []nodeapi.Interface, captureAll bool) bpf.PodConfig {
+func podConfig(p *pod, interfaces []nodeapi.Interface, s Settings) bpf.PodConfig {
 	c := bpf.PodConfig{
 		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
-		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns, CaptureAll: captureAll,
+		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns,
+		CaptureAll: s.CaptureAll,
 	}
 	for _, i := range interfaces {
 		if i.Name == "lo" {
@@ -30,6 +31,15 @@ func podConfig(p *pod, interfaces []nodeapi.Interface, captureAll bool) bpf.PodC
 		}
 	}
 	return c
+}
+
+// attachedSettings are those that a pod's programs have; configuredSettings those that they will have.
+func attachedSettings(info bpf.PodInfo) Settings {
+	return Settings{CaptureAll: info.CaptureAll}
+}
+
+func configuredSettings(c bpf.PodConfig) Settings {
+	return Settings{CaptureAll: c.CaptureAll}
 }
 
 func ztunnelPod(p *pod, ns *netns.NS, account string) ztunnels.Pod {

@@ -49,8 +49,8 @@ type Config struct {
 	StateDir string
 	// WorkloadsDir gets one file per served pod, for the control planes.
 	WorkloadsDir string
-	// CaptureAll captures also what goes to addresses outside the mesh.
-	CaptureAll bool
+	// Settings are those of pods that have no annotations.
+	Settings Settings
 	// ServeTimeout bounds the bringing up of one pod; 0 means 10 s.
 	ServeTimeout time.Duration
 	// AdmitTimeout is how long a pod may stay admitted before it is taken for one whose ADD died half-way; 0 means 2 min.
@@ -113,8 +113,9 @@ type pod struct {
 	inside  *inside   // set while serving or served
 	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
 	interfaces []nodeapi.Interface
-	problem    string // why the pod is not as it should be; empty when it is
-	seenBy     Depth  // how close a look found problem
+	settings   Settings // in force, or to be once it is attached
+	problem    string   // why the pod is not as it should be; empty when it is
+	seenBy     Depth    // how close a look found problem
 }
 
 func (p *pod) id() string       { return p.sandbox.ContainerID }

@@ -189,7 +189,7 @@ func (s *sandbox) decideAndAttach() (*nodeapi.Decision, error) {
 	}
 	attached, err := s.l.bpf.AttachPod(bpf.PodConfig{
 		ID: d.PinID, UID: s.api.UID, Namespace: s.api.Namespace, Name: s.api.Name, ContainerID: s.api.ContainerID,
-		NetnsPath: s.Path, Interfaces: podConfig(&pod{}, s.api.Interfaces, false).Interfaces, Network: s.api.Network,
+		NetnsPath: s.Path, Interfaces: podConfig(&pod{}, s.api.Interfaces, Settings{}).Interfaces, Network: s.api.Network,
 	})
 	if err != nil {
 		return nil, err

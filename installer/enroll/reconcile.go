@@ -5,6 +5,7 @@ package enroll
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -80,9 +81,16 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error 
 }
 
 // bringAbout takes the next step, if there is one, from what the pod is to what is wanted of it.
-func (e *Enroller) bringAbout(ctx context.Context, p *pod, depth Depth) error {
+func (e *Enroller) bringAbout(ctx context.Context, p *pod, depth Depth) (err error) {
 	wanted, reason := e.cfg.Catalog.Snapshot().Enrolled(p.sandbox.Namespace, p.sandbox.Name)
 	now := e.phaseOf(p)
+	if wanted && now == served {
+		changed, mistake := e.followAnnotations(p)
+		if changed {
+			depth = Everything
+		}
+		defer func() { err = errors.Join(mistake, err) }()
+	}
 	switch {
 	case now == admitted && !e.admittedTooLong(p):
 		return nil
@@ -110,15 +118,36 @@ func (e *Enroller) admittedTooLong(p *pod) bool {
 // is better off with the connections it has.
 func (e *Enroller) enrolRunning(ctx context.Context, p *pod, reason string) error {
 	if len(p.sandbox.Addresses()) == 0 {
-		return nil
+		return fmt.Errorf("not enrolled: %w", errNoAddress)
 	}
 	if e.cfg.Ztunnels.Connected() == 0 {
 		return errors.New("to be enrolled; waiting for a ztunnel")
 	}
+	settings, mistake := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox.Namespace, p.sandbox.Name))
+	if mistake != nil {
+		settings = e.cfg.Settings // Better in the mesh as the node has it than outside.
+		mistake = fmt.Errorf("enrolled with the node's settings: %w", mistake)
+	}
+	e.setSettings(p, settings)
 	e.podLog(p).Info("enrolling running pod", "reason", reason)
 	ctx, cancel := e.untilEnded(ctx, p)
 	defer cancel()
-	return e.bringUp(ctx, p, true)
+	return errors.Join(mistake, e.bringUp(ctx, p, true))
+}
+
+// followAnnotations has the next repair give the pod the settings that its annotations ask for now. Of bad annotations it
+// says what is wrong; the settings then stay as they are.
+func (e *Enroller) followAnnotations(p *pod) (changed bool, err error) {
+	wanted, err := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox.Namespace, p.sandbox.Name))
+	if err != nil {
+		return false, fmt.Errorf("settings stay as they are: %w", err)
+	}
+	if e.settingsInForce(p).Equal(wanted) {
+		return false, nil
+	}
+	e.podLog(p).Info("settings of pod change", "from", e.settingsInForce(p), "to", wanted)
+	e.setSettings(p, wanted)
+	return true, nil
 }
 
 func (e *Enroller) unenrol(ctx context.Context, p *pod, reason string) error {

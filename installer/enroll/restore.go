@@ -43,6 +43,9 @@ func (e *Enroller) Restore() error {
 		delete(pinned, r.Sandbox.ContainerID)
 		p := newPod(r.Sandbox, r.Netns)
 		p.interfaces = r.Interfaces
+		if isPinned {
+			p.settings = attachedSettings(info)
+		}
 		e.restorePod(p, isPinned)
 	}
 	for _, info := range pinned {
@@ -110,6 +113,7 @@ func (e *Enroller) podFromPins(info bpf.PodInfo) (*pod, error) {
 	}
 	at := namespace{Inode: info.NetnsInode, Cookie: info.NetnsCookie}
 	p := newPod(sandbox, at)
+	p.settings = attachedSettings(info)
 	in, err := openInside(p)
 	if err != nil {
 		return p, err
@@ -122,7 +126,9 @@ func (e *Enroller) podFromPins(info bpf.PodInfo) (*pod, error) {
 	if err != nil {
 		return p, err
 	}
-	return newPod(sandbox, at), nil
+	p = newPod(sandbox, at)
+	p.settings = attachedSettings(info)
+	return p, nil
 }
 
 // interfacesHere reads the pinned interfaces in the calling thread's namespace.

@@ -37,6 +37,8 @@ type PodStatus struct {
 	Addresses      []netip.Addr `json:"addresses,omitempty"`
 	Phase          string       `json:"phase"`
 	ServiceAccount string       `json:"serviceAccount,omitempty"`
+	// Settings are those in force.
+	Settings Settings `json:"settings"`
 	// Interfaces have capture; Guarded are those of them, counted, whose host end has guard.
 	Interfaces []string `json:"interfaces,omitempty"`
 	Guarded    int      `json:"guarded,omitempty"`
@@ -125,6 +127,7 @@ func PinnedStatuses(node *bpf.Node) ([]PodStatus, error) {
 
 func (s *PodStatus) readPins(attached *bpf.Pod, held []bpf.Slot) {
 	info := attached.Info()
+	s.Settings = attachedSettings(info)
 	s.Interfaces, s.Guarded = info.Interfaces, len(info.HostIfindexes)
 	s.Listeners = map[string]string{}
 	for _, slot := range listeners.Names() {

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enroll
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+func TestAnnotationsTakeThePlaceOfTheNodesSettings(t *testing.T) {
+	cidr := netip.MustParsePrefix
+	node := Settings{CaptureAll: true, CaptureDNS: true, ExcludeCIDRs: []netip.Prefix{cidr("192.0.2.0/24")}, ExcludePorts: []uint16{25}}
+	for name, tc := range map[string]struct {
+		annotations map[string]string
+		want        Settings
+	}{
+		"none":  {nil, node},
+		"other": {map[string]string{"sluice.dev/else": "x"}, node},
+		"all of them": {map[string]string{
+			annotationCapture: "mesh", annotationDNS: "false", annotationBypassInbound: "true",
+			annotationExcludeCIDRs: " 2001:db8::1, 10.1.2.3/8 ,10.0.0.0/8", annotationExcludePorts: "443, 22,22",
+		}, Settings{BypassInbound: true, ExcludeCIDRs: []netip.Prefix{cidr("10.0.0.0/8"), cidr("2001:db8::1/128")}, ExcludePorts: []uint16{22, 443}}},
+		"empty lists": {map[string]string{annotationExcludeCIDRs: "", annotationExcludePorts: " "}, Settings{CaptureAll: true, CaptureDNS: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := settingsOf(node, tc.annotations)
+			if err != nil || !got.Equal(tc.want) {
+				t.Errorf("got %+v, %v, want %+v", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestBadAnnotationIsNamedWithWhatIsAllowed(t *testing.T) {
+	for _, tc := range []struct{ annotation, value, want string }{
+		{annotationCapture, "none", `"none" is neither "mesh" nor "all"`},
+		{annotationDNS, "yes", `"yes" is neither "true" nor "false"`},
+		{annotationBypassInbound, "", `"" is neither "true" nor "false"`},
+		{annotationExcludeCIDRs, "10.0.0.0/33", `"10.0.0.0/33" is not a CIDR or an address such as`},
+		{annotationExcludeCIDRs, "10.0.0.0/8,", `"" is not a CIDR or an address such as`},
+		{annotationExcludeCIDRs, "::ffff:10.0.0.0/104", "is not a CIDR"},
+		{annotationExcludeCIDRs, "fe80::1%eth0", "is not a CIDR"},
+		{annotationExcludePorts, "http", `"http" is not a port from 1 to 65535`},
+		{annotationExcludePorts, "0", `"0" is not a port`},
+		{annotationExcludePorts, "65536", `"65536" is not a port`},
+		{annotationExcludePorts, strings.TrimSuffix(strings.Repeat("1,", 65), ","), "has 65 entries, at most 64 are allowed"},
+	} {
+		_, err := settingsOf(Settings{}, map[string]string{tc.annotation: tc.value, annotationExcludePorts + "x": "ignored"})
+		if err == nil || !strings.Contains(err.Error(), "annotation "+tc.annotation+": ") || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s=%q: got %v, want %q", tc.annotation, tc.value, err, tc.want)
+		}
+	}
+}
+
+// annotate writes the pod's manifest with one annotation.
+func (s *sandbox) annotate(annotation, value string) {
+	s.l.t.Helper()
+	s.l.manifest("pod-"+s.api.Name, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\n  annotations: {%q: %q}\n",
+		s.api.Name, s.api.Namespace, annotation, value))
+}
+
+// wantSettings waits until status shows the settings and, if not empty, the problem.
+func (s *sandbox) wantSettings(want Settings, problem string) {
+	s.l.t.Helper()
+	s.l.eventually(func() error {
+		st := s.status()
+		if st.Phase != string(served) || !st.Settings.Equal(want) || !strings.Contains(st.Problem, problem) || problem == "" && st.Problem != "" {
+			return fmt.Errorf("%s, settings %+v, problem %q, want %+v, %q", st.Phase, st.Settings, st.Problem, want, problem)
+		}
+		return nil
+	})
+}
+
+func TestAnnotationsOfRunningPodAreFollowed(t *testing.T) {
+	l := newLab(t, nil)
+	l.ztunnel("z")
+	s := l.pod("mesh", "p").mustAdd()
+	s.wantSettings(Settings{}, "")
+	s.annotate(annotationCapture, "all")
+	s.wantSettings(Settings{CaptureAll: true}, "")
+	s.annotate(annotationCapture, "everything")
+	s.wantSettings(Settings{CaptureAll: true}, `annotation sluice.dev/capture: "everything" is neither`)
+	l.restart()
+	s.wantSettings(Settings{CaptureAll: true}, `annotation sluice.dev/capture: "everything" is neither`)
+	if d, err := s.ask(nodeapi.VerbDecide); err != nil || !d.Decision.CaptureAll {
+		t.Errorf("ADD for a second network: got %+v, %v, want the last good settings", d, err)
+	}
+	s.annotate(annotationCapture, "mesh")
+	s.wantSettings(Settings{}, "")
+}
+
+func TestPodWithBadAnnotationDoesNotStart(t *testing.T) {
+	l := newLab(t, nil)
+	l.ztunnel("z")
+	s := l.pod("mesh", "p")
+	s.annotate(annotationExcludePorts, "postgres")
+	_, err := s.ask(nodeapi.VerbDecide)
+	if e := refusal(t, err); e.Code != nodeapi.CodeBadRequest || !strings.Contains(e.Message, `mesh/p belongs into the mesh`) ||
+		!strings.Contains(e.Message, `annotation sluice.dev/exclude-outbound-ports: "postgres" is not a port from 1 to 65535`) {
+		t.Errorf("decide: got %s: %v", e.Code, e)
+	}
+	s.nothingLeft()
+}
+
+func TestRunningPodWithBadAnnotationIsEnrolledAsTheNodeHasIt(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Settings.CaptureAll = true })
+	l.ztunnel("z")
+	l.enrolNamespace("late", false)
+	s := l.pod("late", "p").mustAdd()
+	s.annotate(annotationCapture, "some")
+	l.enrolNamespace("late", true)
+	s.wantSettings(Settings{CaptureAll: true}, `annotation sluice.dev/capture: "some" is neither`)
+}
+
+func TestPodWithoutAddressIsNotLeftOutsideSilently(t *testing.T) {
+	l := newLab(t, nil)
+	l.ztunnel("z")
+	s := l.pod("mesh", "p")
+	s.api.Interfaces[0].Addresses = nil
+	_, err := s.ask(nodeapi.VerbDecide)
+	if e := refusal(t, err); e.Code != nodeapi.CodeBadRequest || !strings.Contains(e.Message, "the pod has no address") {
+		t.Errorf("decide: got %s: %v", e.Code, e)
+	}
+	l.enrolNamespace("late", false)
+	s.api.Namespace = "late"
+	s.mustAdd()
+	l.enrolNamespace("late", true)
+	l.eventually(func() error {
+		if st := s.status(); st.Phase != string(known) || !strings.Contains(st.Problem, "not enrolled: the pod has no address") {
+			return fmt.Errorf("%s, problem %q", st.Phase, st.Problem)
+		}
+		return nil
+	})
+}
