@@ -24,7 +24,7 @@ const (
 )
 
 const haproxyConf = `global
-    maxconn 40000
+    maxconn %[1]d
     ssl-default-bind-options ssl-min-ver TLSv1.3
     ssl-default-server-options ssl-min-ver TLSv1.3
     ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
@@ -35,7 +35,7 @@ defaults
     timeout connect 5s
     timeout client 10m
     timeout server 10m
-    maxconn 40000
+    maxconn %[1]d
 `
 
 // startHaproxies puts a haproxy into each plain pod: TCP to TLS 1.3 in the client's, TLS to TCP in the server's, both
@@ -48,7 +48,8 @@ func (b *bench) startHaproxies() error {
 	if err := writeCertificates(home); err != nil {
 		return err
 	}
-	client, server := haproxyConf, haproxyConf
+	base := fmt.Sprintf(haproxyConf, (b.files-500)/2)
+	client, server := base, base
 	for _, port := range []int{httpPort, iperfPort, idlePort} {
 		client += fmt.Sprintf("listen c%[1]d\n    bind 127.0.0.1:%[2]d\n    server s %[3]s:%[4]d ssl crt %[5]s/client.pem ca-file %[5]s/ca.pem verify required verifyhost server\n",
 			port, haproxyIn+port, b.pserver.Addr4, haproxyWire+port, home)

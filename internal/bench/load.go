@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/sluice-mesh/sluice/internal/lab"
 )
 
 // What clients send. The server closes after the last request, so that a client's port is free at once.
@@ -30,9 +32,16 @@ func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (
 	if reverse {
 		args = append(args, "-R")
 	}
-	out, err := b.Output(ns, b.span+20*time.Second, args...)
+	var out string
+	// A proxy may hold the run before this one for a moment longer than its client.
+	err := lab.Poll(10*time.Second, func() (err error) {
+		if out, err = b.Output(ns, b.span+20*time.Second, args...); err != nil {
+			err = fmt.Errorf("iperf3: %w: %s", err, out)
+		}
+		return err
+	})
 	if err != nil {
-		return 0, fmt.Errorf("iperf3: %w: %s", err, out)
+		return 0, err
 	}
 	var result struct {
 		End struct {

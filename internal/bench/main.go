@@ -28,9 +28,6 @@ import (
 // dir is all that a run keeps on the machine, besides namespaces called bench-*.
 const dir = "/run/sluice-bench"
 
-// wantedFiles is room for 10,000 connections with both ends in one process.
-const wantedFiles = 200_000
-
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 type config struct {
@@ -89,16 +86,36 @@ func (c *config) parts() []string {
 	return strings.Split(c.only, ",")
 }
 
+// allowFiles raises the limit of open files, which all that is started inherits, as far as it goes and is of use.
+func allowFiles() (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("limit of open files: %w", err)
+	}
+	limit.Cur = limit.Max
+	if limit.Max < 4*idleConns {
+		raised := unix.Rlimit{Cur: 4 * idleConns, Max: 4 * idleConns}
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &raised) == nil { // needs CAP_SYS_RESOURCE
+			return int(raised.Cur), nil
+		}
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("limit of open files: %w", err)
+	}
+	return int(limit.Cur), nil
+}
+
 // measure builds the lab, runs the parts, and takes everything down whatever happened.
 func (c *config) measure(ctx context.Context, out io.Writer) (err error) {
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: wantedFiles, Max: wantedFiles}); err != nil {
-		return fmt.Errorf("allow %d open files: %w", wantedFiles, err)
+	files, err := allowFiles()
+	if err != nil {
+		return err
 	}
 	build, err := filepath.Abs(c.build)
 	if err != nil {
 		return err
 	}
-	b := &bench{Lab: lab.New("bench", dir, build), config: c, ctx: ctx, report: &report{out: out}}
+	b := &bench{Lab: lab.New("bench", dir, build), config: c, ctx: ctx, files: files, report: &report{out: out}}
 	if b.IsUp() {
 		b.say("removing what an earlier run left")
 		if err := b.Down(); err != nil {

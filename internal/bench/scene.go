@@ -19,6 +19,7 @@ import (
 const (
 	httpPort  = 8080
 	iperfPort = 5201
+	plainPort = 5202 // a second iperf3: one serves one client, and haproxy keeps the first a moment longer
 	idlePort  = 7000
 )
 
@@ -32,6 +33,7 @@ type bench struct {
 	*config
 	ctx    context.Context
 	report *report
+	files  int // that each process may have open
 
 	client, server, pclient, pserver *lab.Pod
 }
@@ -119,10 +121,12 @@ func (b *bench) startServers(ns string) error {
 	if _, err := b.Start(ns, "nginx-"+ns, sbin("nginx"), "-p", home, "-c", conf, "-e", "stderr"); err != nil {
 		return err
 	}
-	if _, err := b.Start(ns, "iperf3-"+ns, "iperf3", "-s", "-p", strconv.Itoa(iperfPort)); err != nil {
-		return err
+	for _, port := range []int{iperfPort, plainPort} {
+		if _, err := b.Start(ns, fmt.Sprintf("iperf3-%d-%s", port, ns), "iperf3", "-s", "-p", strconv.Itoa(port)); err != nil {
+			return err
+		}
 	}
-	return b.waitListening(ns, httpPort, iperfPort)
+	return b.waitListening(ns, httpPort, iperfPort, plainPort)
 }
 
 // waitListening waits for servers without connecting to them.
@@ -176,6 +180,6 @@ func (b *bench) ways() []way {
 	return []way{
 		{"sluice", b.client.NS, to(b.server.Addr4, httpPort), to(b.server.Addr4, iperfPort)},
 		{"haproxy", b.pclient.NS, to(local, haproxyIn+httpPort), to(local, haproxyIn+iperfPort)},
-		{"direct", b.pclient.NS, to(b.pserver.Addr4, httpPort), to(b.pserver.Addr4, iperfPort)},
+		{"direct", b.pclient.NS, to(b.pserver.Addr4, httpPort), to(b.pserver.Addr4, plainPort)},
 	}
 }
