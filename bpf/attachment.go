@@ -63,7 +63,7 @@ func (a *attachment) create() (_ *Pod, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, takeDown(dir))
+			err = errors.Join(err, takeDown(dir), a.node.unregister(&a.info))
 		}
 	}()
 	if err := a.build(dir); err != nil {
@@ -99,6 +99,9 @@ func (a *attachment) build(dir string) error {
 	if err := writeInfo(maps.Info, &a.info); err != nil {
 		return err
 	}
+	if err := a.node.register(&a.info); err != nil {
+		return err
+	}
 	if err := a.fillSlots(p); err != nil {
 		return err
 	}
@@ -114,6 +117,12 @@ func (a *attachment) build(dir string) error {
 // replace gives an attached pod new programs and settings.
 func (a *attachment) replace(p *Pod) error {
 	if err := a.keepCaptured(p); err != nil {
+		return err
+	}
+	if a.info.Addresses == nil {
+		a.info.Addresses = p.info.Addresses
+	}
+	if err := a.node.register(&a.info); err != nil {
 		return err
 	}
 	if err := a.fillSlots(p); err != nil {

@@ -45,7 +45,11 @@ func (n *Node) hasTrace(id string) bool {
 // where the next call or Collect finds it.
 func (n *Node) detachLocked(id string, lock *podLock) error {
 	errs := []error{takeDown(lock.newDir()), takeDown(lock.oldDir())}
-	err := os.Rename(filepath.Join(n.root, podsDir, id), lock.oldDir())
+	dir := filepath.Join(n.root, podsDir, id)
+	if info, err := readInfoPin(filepath.Join(dir, infoMap)); err == nil { // else the next AttachHost does it
+		errs = append(errs, n.unregister(&info))
+	}
+	err := os.Rename(dir, lock.oldDir())
 	if errors.Is(err, os.ErrNotExist) {
 		return errors.Join(errs...)
 	}

@@ -6,16 +6,17 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
 )
 
 // FlowKind says what happened to a connection.
 type FlowKind uint8
 
-// Kinds of events.
 const (
-	FlowOpen   FlowKind = 1
-	FlowUpdate FlowKind = 2
-	FlowClose  FlowKind = 3
+	FlowOpen   = FlowKind(flowsFlowKindFLOW_OPEN)
+	FlowUpdate = FlowKind(flowsFlowKindFLOW_UPDATE) // still in use, every [HostConfig].FlowInterval
+	FlowClose  = FlowKind(flowsFlowKindFLOW_CLOSE)  // also without FlowOpen before: it was refused, or nobody answered
 )
 
 func (k FlowKind) String() string {
@@ -31,17 +32,16 @@ func (k FlowKind) String() string {
 	}
 }
 
-// FlowPath says how a connection of an app's goes, as far as its socket tells.
+// FlowPath says which way a connection of an app's goes, as far as its socket tells.
 type FlowPath uint8
 
-// Paths.
 const (
-	FlowUnknown     FlowPath = 0
-	FlowCaptured    FlowPath = 1 // out, through ztunnel
-	FlowPassthrough FlowPath = 2 // out, as it is
-	FlowDelivery    FlowPath = 3 // in, from ztunnel
-	FlowProbe       FlowPath = 4 // in, from a process of the host
-	FlowLocal       FlowPath = 5 // within the pod
+	FlowUnknown     = FlowPath(flowsFlowPathPATH_UNKNOWN)     // out, but by no device with capture; or not known yet
+	FlowCaptured    = FlowPath(flowsFlowPathPATH_CAPTURED)    // out, to ztunnel
+	FlowPassthrough = FlowPath(flowsFlowPathPATH_PASSTHROUGH) // out, as it is
+	FlowDelivery    = FlowPath(flowsFlowPathPATH_DELIVERY)    // in, from ztunnel
+	FlowProbe       = FlowPath(flowsFlowPathPATH_PROBE)       // in, from a process of the host
+	FlowLocal       = FlowPath(flowsFlowPathPATH_LOCAL)       // from the pod to itself
 )
 
 func (p FlowPath) String() string {
@@ -63,7 +63,8 @@ func (p FlowPath) String() string {
 	}
 }
 
-// FlowEvent is one word of a connection of an app's in an enrolled pod. ztunnel's own connections are not told of.
+// FlowEvent is what one socket of an app's in an enrolled pod tells of its connection. A connection from a pod to itself
+// has two. ztunnel's own connections are not told of.
 type FlowEvent struct {
 	Kind        FlowKind
 	At          time.Time
@@ -73,27 +74,70 @@ type FlowEvent struct {
 	Remote      netip.AddrPort
 	Outbound    bool // the pod connected; false: it accepted
 	Path        FlowPath
-	Sent        uint64 // payload bytes that the peer has acknowledged
-	Received    uint64 // payload bytes
+	Sent        uint64 // bytes that the other end of this socket acknowledged; for a captured flow that is ztunnel
+	Received    uint64 // bytes; this and Sent may be one off for a connection that ended by a reset
 	RTT         time.Duration
 	Retransmits uint32
 	State       string // of TCP, such as "established"; in FlowClose the last one before
 }
 
-// FlowReader reads the events of all pods of the node.
-type FlowReader struct{}
+// tcpStates are the kernel's numbers, see BPF_TCP_ESTABLISHED in linux/bpf.h.
+var tcpStates = [...]string{
+	1: "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack",
+	"listen", "closing", "new-syn-recv",
+}
 
-// Flows returns a reader of the connections' events.
-func (n *Node) Flows() (*FlowReader, error) { return nil, errNotYet }
+func tcpState(n uint8) string {
+	if int(n) < len(tcpStates) && n > 0 {
+		return tcpStates[n]
+	}
+	return fmt.Sprintf("state-%d", n)
+}
 
-// Read waits for the next event.
-func (r *FlowReader) Read(e *FlowEvent) error { return errNotYet }
+// FlowReader reads the events of all pods of the node. One goroutine may read while others call the other methods.
+type FlowReader struct {
+	node   *Node
+	events *ringbuf.Reader
+	record ringbuf.Record
+}
 
-// SetDeadline makes Read return an error wrapping os.ErrDeadlineExceeded at t.
-func (r *FlowReader) SetDeadline(t time.Time) {}
+// Flows returns a reader of the connections' events. The kernel hands each event out once: a node has one reader at a
+// time, and what happened while it had none comes first, as much as had room. The caller closes the reader, before n.
+func (n *Node) Flows() (*FlowReader, error) {
+	if n.host.FlowEvents == nil || n.host.FlowsLost == nil {
+		return nil, fmt.Errorf("flows: %w", ErrNotLoaded)
+	}
+	events, err := ringbuf.NewReader(n.host.FlowEvents)
+	if err != nil {
+		return nil, fmt.Errorf("flows: %w", err)
+	}
+	return &FlowReader{node: n, events: events}, nil
+}
 
-// Close wakes Read.
-func (r *FlowReader) Close() error { return nil }
+// Read waits for the next event. After Close it returns an error wrapping [os.ErrClosed], past the deadline one wrapping
+// [os.ErrDeadlineExceeded].
+func (r *FlowReader) Read(e *FlowEvent) error {
+	if err := r.events.ReadInto(&r.record); err != nil {
+		return fmt.Errorf("read flow: %w", err)
+	}
+	return e.decode(r.record.RawSample)
+}
 
-// Lost returns how many events found no room since the node was loaded.
-func (r *FlowReader) Lost() (uint64, error) { return 0, errNotYet }
+// SetDeadline bounds the time that Read waits. The zero time means no bound.
+func (r *FlowReader) SetDeadline(t time.Time) { r.events.SetDeadline(t) }
+
+// Close wakes Read. Events that nobody read wait for the next reader.
+func (r *FlowReader) Close() error { return r.events.Close() }
+
+// Lost returns how many events found no room, ever since the node's maps were made.
+func (r *FlowReader) Lost() (uint64, error) {
+	var perCPU []uint64
+	if err := r.node.host.FlowsLost.Lookup(uint32(0), &perCPU); err != nil {
+		return 0, fmt.Errorf("read counter of lost flows: %w", err)
+	}
+	sum := uint64(0)
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, nil
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -42,6 +43,8 @@ type PodInfo struct {
 	HostIfindexes []int     `json:"hostIfindexes,omitempty"` // on the host, with guard
 	CaptureAll    bool      `json:"captureAll,omitempty"`
 	IPv6          bool      `json:"ipv6,omitempty"` // IPv6 is on in the pod: rule, route and listeners are expected
+
+	Addresses []netip.Addr `json:"addresses,omitempty"` // the pod's own
 
 	// LoopbackWasOpen says that lo's accept_local was set before us, so detaching leaves it.
 	LoopbackWasOpen bool `json:"loopbackWasOpen,omitempty"`

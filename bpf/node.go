@@ -49,6 +49,7 @@ func (m *nodeMaps) byName() map[string]**ebpf.Map {
 type Node struct {
 	root string
 	maps nodeMaps
+	host hostMaps
 }
 
 // LoadNode returns the node pinned below root, after creating what is missing of it.
@@ -87,6 +88,10 @@ func openNode(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, error)) 
 			_ = n.Close()
 			return nil, fmt.Errorf("open node %q: map %q: %w", root, name, err)
 		}
+	}
+	if n.host, err = openHostMaps(root, open); err != nil {
+		_ = n.Close()
+		return nil, fmt.Errorf("open node %q: %w", root, err)
 	}
 	return n, nil
 }
@@ -129,7 +134,7 @@ func createPinned(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 
 // Close lets go of the maps. What is pinned and attached stays. Pods of n must not be used afterwards.
 func (n *Node) Close() error {
-	var errs []error
+	errs := []error{n.host.Close()}
 	for m := range maps.Values(n.maps.byName()) {
 		if *m != nil {
 			errs = append(errs, (*m).Close())

@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 )
 
 // PodConfig says which pod to attach to, and how.
@@ -20,6 +21,8 @@ type PodConfig struct {
 	Interfaces []string // inside the pod; not lo
 	// HostIfindexes are the host's ends of the pod's links, in the calling thread's network namespace. Empty: no guard.
 	HostIfindexes []int
+	// Addresses are the pod's own, to tell probes by. nil: those it had, when attaching again.
+	Addresses []netip.Addr
 
 	// CaptureAll captures connections to every destination, in the mesh or not.
 	CaptureAll bool
@@ -51,5 +54,6 @@ func (c *PodConfig) info() PodInfo {
 	return PodInfo{
 		ID: c.ID, UID: c.UID, Namespace: c.Namespace, Name: c.Name, ContainerID: c.ContainerID, Network: c.Network,
 		NetnsPath: c.NetnsPath, Interfaces: c.Interfaces, HostIfindexes: c.HostIfindexes, CaptureAll: c.CaptureAll,
+		Addresses: c.Addresses,
 	}
 }

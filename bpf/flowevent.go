@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// decode reads a flow_event. Longer ones are of a newer release, and begin the same.
+func (e *FlowEvent) decode(b []byte) error {
+	var raw flowsFlowEvent
+	if len(b) < int(unsafe.Sizeof(raw)) {
+		return fmt.Errorf("decode flow: %d bytes, want %d", len(b), unsafe.Sizeof(raw))
+	}
+	if _, err := binary.Decode(b, binary.NativeEndian, &raw); err != nil {
+		return fmt.Errorf("decode flow: %w", err)
+	}
+	*e = FlowEvent{
+		Kind: FlowKind(raw.Kind), At: wallClock(raw.At), NetnsCookie: raw.Netns, Socket: raw.Socket,
+		Local:    addrPort(raw.Flow.Src.Word, raw.Flow.Sport),
+		Remote:   addrPort(raw.Flow.Dst.Word, raw.Flow.Dport),
+		Outbound: raw.Outbound != 0, Path: FlowPath(raw.Path),
+		Sent: raw.Sent, Received: raw.Received, RTT: time.Duration(raw.RttUs) * time.Microsecond,
+		Retransmits: raw.Retransmits, State: tcpState(raw.State),
+	}
+	return nil
+}
+
+// wallClock turns a kernel time (bpf_ktime_get_ns) into that of the clock on the wall, as it goes now.
+func wallClock(ktime uint64) time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return time.Now()
+	}
+	return time.Now().Add(time.Duration(int64(ktime) - ts.Nano()))
+}
+
+// addrPort is the other way of newAddress.
+func addrPort(word [4]uint32, portBE uint16) netip.AddrPort {
+	var b [16]byte
+	for i, w := range word {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	var port [2]byte
+	binary.NativeEndian.PutUint16(port[:], portBE)
+	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), binary.BigEndian.Uint16(port[:]))
+}
