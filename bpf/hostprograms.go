@@ -71,7 +71,8 @@ func (a *hostAttachment) maps(spec *ebpf.CollectionSpec, seen *witnesses) map[st
 	all[probeMapWitnesses] = &seen.cookies
 	picked := map[string]*ebpf.Map{}
 	for name, m := range all {
-		if _, ok := spec.Maps[name]; ok {
+		if want, ok := spec.Maps[name]; ok {
+			want.MaxEntries = (*m).MaxEntries() // of the release that made it
 			picked[name] = *m
 		}
 	}

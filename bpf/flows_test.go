@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+// flowLog collects the events of a node until the test ends.
+type flowLog struct {
+	mu     sync.Mutex
+	events []FlowEvent
+}
+
+func (w *world) watchFlows(t *testing.T) *flowLog {
+	t.Helper()
+	r, err := w.Flows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, done := &flowLog{}, make(chan error, 1)
+	go func() { done <- log.read(r) }()
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Read after Close: got %v, want %v", err, os.ErrClosed)
+		}
+		if lost, err := r.Lost(); err != nil || lost > 0 {
+			t.Errorf("lost: %d events, %v", lost, err)
+		}
+	})
+	return log
+}
+
+func (l *flowLog) read(r *FlowReader) error {
+	for {
+		var e FlowEvent
+		if err := r.Read(&e); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.events = append(l.events, e)
+		l.mu.Unlock()
+	}
+}
+
+// of returns the events of the socket whose ends are these, in order.
+func (l *flowLog) of(local, remote netip.AddrPort) (events []FlowEvent) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.events {
+		if e.Local == local && e.Remote == remote {
+			events = append(events, e)
+		}
+	}
+	return events
+}
+
+// wantClosed waits for the end of a connection and checks what was told of it.
+func (l *flowLog) wantClosed(t *testing.T, local, remote netip.AddrPort, want FlowEvent) {
+	t.Helper()
+	var all []FlowEvent
+	testutil.Eventually(t, 3*time.Second, func() error {
+		if all = l.of(local, remote); len(all) < 2 || all[len(all)-1].Kind != FlowClose {
+			return fmt.Errorf("%v -> %v: got %+v, want it opened and closed", local, remote, all)
+		}
+		return nil
+	})
+	first, last := all[0], all[len(all)-1]
+	if first.Kind != FlowOpen || first.State != "established" || first.Sent != 0 || first.Received != 0 {
+		t.Errorf("first event: got %+v", first)
+	}
+	for _, e := range all {
+		if e.NetnsCookie != want.NetnsCookie || e.Outbound != want.Outbound || e.Path != want.Path || e.Socket != first.Socket {
+			t.Errorf("got %v of %d by %v, outbound %v; want %d by %v, outbound %v",
+				e.Kind, e.NetnsCookie, e.Path, e.Outbound, want.NetnsCookie, want.Path, want.Outbound)
+		}
+		if since := time.Since(e.At); since < 0 || since > time.Minute {
+			t.Errorf("%v: told to be %v ago", e.Kind, since)
+		}
+	}
+	if last.Sent != want.Sent || last.Received != want.Received {
+		t.Errorf("%v %v -> %v (%s): got %d bytes sent, %d received, want %d and %d",
+			want.Path, local, remote, last.State, last.Sent, last.Received, want.Sent, want.Received)
+	}
+	if last.RTT <= 0 || last.RTT > 5*time.Second {
+		t.Errorf("RTT: got %v", last.RTT)
+	}
+}
+
+// exchange sends n bytes to an Echo and reads them back, and closes in one of the ways that connections end.
+func exchange(t *testing.T, from *testutil.NS, addr netip.AddrPort, n int, halfClose bool) (local netip.AddrPort, received uint64) {
+	t.Helper()
+	conn, err := from.Dial(context.Background(), "tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	local = unmap(conn.LocalAddr())
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	go func() {
+		_, _ = conn.Write(make([]byte, n))
+		if halfClose {
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}
+	}()
+	if halfClose {
+		got, err := io.Copy(io.Discard, conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+		return local, uint64(got)
+	}
+	// A greeting of unknown length, and the echo.
+	buf, got := make([]byte, 64<<10), 0
+	for zeros := 0; zeros < n; {
+		r, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range buf[:r] {
+			if b == 0 {
+				zeros++
+			}
+		}
+		got += r
+	}
+	_ = conn.Close()
+	return local, uint64(got)
+}
+
+func TestFlowsOfEveryPath(t *testing.T) {
+	w := newWorld(t)
+	podNS, server, stranger := w.host.Pod(t, "pod"), w.host.Pod(t, "server"), w.host.Pod(t, "stranger")
+	pod := w.enrol(t, podNS, withAddresses(podNS))
+	pod.proxy.deliver.Store(true)
+	w.mesh(t, server)
+	w.attachHost(t, HostConfig{Flows: true, Probe: true, ProbeCgroup: cgroupRoot(t)})
+	log := w.watchFlows(t)
+	netns := pod.bpf.Info().NetnsCookie
+	const n = 100_000
+	eachFamily(t, func(t *testing.T, family string) {
+		for _, half := range []bool{true, false} {
+			port := uint16(80)
+			if !half {
+				port = 81
+			}
+			app := netip.AddrPortFrom(pod.Addr(family), port)
+			pod.Echo(t, "app", app.String())
+			out := netip.AddrPortFrom(stranger.Addr(family), port)
+			stranger.Echo(t, "stranger", out.String())
+			mesh := netip.AddrPortFrom(server.Addr(family), port)
+
+			local, got := exchange(t, pod.NS, out, n, half)
+			log.wantClosed(t, local, out, FlowEvent{NetnsCookie: netns, Outbound: true, Path: FlowPassthrough, Sent: n, Received: got})
+			local, got = exchange(t, pod.NS, mesh, n, false)
+			log.wantClosed(t, local, mesh, FlowEvent{NetnsCookie: netns, Outbound: true, Path: FlowCaptured, Sent: n, Received: got})
+			if theirs := log.of(mesh, local); len(theirs) > 0 {
+				t.Errorf("ztunnel's socket: got %+v, want nothing", theirs)
+			}
+			local, got = exchange(t, w.host.NS, app, n, half)
+			log.wantClosed(t, app, local, FlowEvent{NetnsCookie: netns, Path: FlowProbe, Sent: got, Received: n})
+			local, got = exchange(t, pod.NS, app, n, half)
+			log.wantClosed(t, local, app, FlowEvent{NetnsCookie: netns, Outbound: true, Path: FlowLocal, Sent: n, Received: got})
+			log.wantClosed(t, app, local, FlowEvent{NetnsCookie: netns, Path: FlowLocal, Sent: got, Received: n})
+		}
+		// ztunnel takes a port of its own.
+		app := netip.AddrPortFrom(pod.Addr(family), 80)
+		exchange(t, stranger.NS, app, n, true)
+		testutil.Eventually(t, 3*time.Second, func() error {
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			for _, e := range log.events {
+				if e.Local == app && e.Remote.Addr() == stranger.Addr(family) && e.Kind == FlowClose {
+					if e.Path != FlowDelivery || e.Received != n || e.Sent < n || e.Outbound {
+						t.Errorf("delivery: got %+v", e)
+					}
+					return nil
+				}
+			}
+			return errors.New("no delivery told of")
+		})
+	})
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	for _, e := range log.events {
+		if e.NetnsCookie != netns {
+			t.Errorf("of a pod that is not enrolled: %+v", e)
+		}
+	}
+}
+
+func TestRefusedConnectionsAreToldOf(t *testing.T) {
+	w := newWorld(t)
+	pod, stranger := w.enrol(t, w.host.Pod(t, "pod")), w.host.Pod(t, "stranger")
+	w.mesh(t)
+	w.attachHost(t, HostConfig{Flows: true})
+	log := w.watchFlows(t)
+	addr := netip.AddrPortFrom(stranger.Addr4, 80)
+	if _, err := pod.AskFrom(addr); err == nil {
+		t.Fatal("connected")
+	}
+	testutil.Eventually(t, 2*time.Second, func() error {
+		log.mu.Lock()
+		defer log.mu.Unlock()
+		for _, e := range log.events {
+			if e.Remote == addr && e.Kind == FlowClose && e.State == "syn-sent" && e.Path == FlowPassthrough && e.Sent+e.Received == 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("got %+v", log.events)
+	})
+}
+
+// TestFlowsInUseAreToldOf: whichever side sends, and with counters beyond 32 bits nobody waits for here.
+func TestFlowsInUseAreToldOf(t *testing.T) {
+	w := newWorld(t)
+	pod, stranger := w.enrol(t, w.host.Pod(t, "pod")), w.host.Pod(t, "stranger")
+	w.mesh(t)
+	w.attachHost(t, HostConfig{Flows: true, FlowInterval: time.Millisecond})
+	log := w.watchFlows(t)
+	for name, podSends := range map[string]bool{"the pod sends": true, "the pod receives": false} {
+		t.Run(name, func(t *testing.T) {
+			l := stranger.Listen(t, "tcp", netip.AddrPortFrom(stranger.Addr4, 0).String())
+			conn, err := pod.Dial(context.Background(), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			peer, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = peer.Close() }()
+			from, to := conn, peer
+			if !podSends {
+				from, to = peer, conn
+			}
+			var done sync.WaitGroup
+			done.Go(func() { _, _ = io.Copy(io.Discard, to) })
+			local, remote := addrPortOf(conn.LocalAddr()), addrPortOf(conn.RemoteAddr())
+			testutil.Eventually(t, 5*time.Second, func() error {
+				if _, err := from.Write(make([]byte, 64<<10)); err != nil {
+					return err
+				}
+				var updates int
+				var bytes uint64
+				for _, e := range log.of(local, remote) {
+					if e.Kind == FlowUpdate && e.Sent+e.Received > bytes {
+						updates, bytes = updates+1, e.Sent+e.Received
+					}
+				}
+				if updates < 3 {
+					return fmt.Errorf("got %d updates with more bytes each, want 3", updates)
+				}
+				return nil
+			})
+			_ = from.Close()
+			done.Wait()
+		})
+	}
+}
+
+// TestFullRingChangesNothing: events are lost and counted, connections are not.
+func TestFullRingChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	pod, stranger := w.enrol(t, w.host.Pod(t, "pod")), w.host.Pod(t, "stranger")
+	w.mesh(t)
+	small := w.shrinkRing(t, 4096)
+	w.attachHost(t, HostConfig{Flows: true})
+	addr := netip.AddrPortFrom(stranger.Addr4, 80)
+	stranger.Echo(t, "stranger", addr.String())
+	const conns = 50
+	for range conns {
+		wantAnswer(t, pod.NS, addr, "stranger", pod.Addr4)
+	}
+	r, err := w.Flows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	read := uint64(0)
+	r.SetDeadline(time.Now().Add(200 * time.Millisecond))
+	for e := (FlowEvent{}); ; read++ {
+		if err := r.Read(&e); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost, err := r.Lost()
+	if err != nil || lost == 0 || read == 0 || read > uint64(small) || read+lost != 2*conns {
+		t.Errorf("%d read and %d lost, %v; want %d", read, lost, err, 2*conns)
+	}
+}
+
+// shrinkRing gives the node a ring of another size.
+func (w *world) shrinkRing(t *testing.T, size uint32) uint32 {
+	t.Helper()
+	spec, err := flowsSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring := spec.Maps[flowsMapFlowEvents].Copy()
+	ring.MaxEntries = size
+	m, err := ebpf.NewMap(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Node.host.FlowEvents.Close()
+	w.Node.host.FlowEvents = m // closed with the node
+	return size
+}
