@@ -216,13 +216,17 @@ func (s *Set) heldLocked() []bpf.Slot {
 
 // LetGo closes all listeners. Where no ztunnel holds a listener too it is gone then, the connections waiting in it are
 // reset, and its slot is empty. The set may be filled again.
-func (s *Set) LetGo() {
+//
+// It does nothing if needed says that somebody is there to ask for the listeners: nobody is handed one between the two.
+func (s *Set) LetGo(needed func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.letGoLocked()
+	if !needed() {
+		s.letGoLocked()
+	}
 }
 
-// Close is LetGo for good: what tries to fill the set later gets [ErrClosed].
+// Close lets go for good: what tries to fill the set later gets [ErrClosed].
 func (s *Set) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -230,7 +230,11 @@ func TestRepairPutsHeldListenersBack(t *testing.T) {
 func TestClosedSetStaysClosed(t *testing.T) {
 	_, ns := namespace(t)
 	s, m := filled(t, ns)
-	s.LetGo()
+	s.LetGo(func() bool { return true })
+	if len(s.Held()) == 0 {
+		t.Error("let go of what is needed")
+	}
+	s.LetGo(func() bool { return false })
 	if err := s.Open(ns, untagged); err != nil || len(s.Held()) != 6 {
 		t.Errorf("after LetGo: %v, held %v", err, s.Held())
 	}
