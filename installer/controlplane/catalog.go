@@ -14,7 +14,8 @@ import (
 
 // CatalogConfig says which folders a Catalog reads.
 type CatalogConfig struct {
-	// ManifestsDir holds the user's files: Namespaces, Pods, Services and policies. It must exist.
+	// ManifestsDir holds the user's files: Namespaces, Pods, Services and policies. It must exist, unless LastGoodDir has
+	// what was in it when it last did.
 	ManifestsDir string
 	// WorkloadsDir holds one Pod per enrolled pod, written by agents. It is made if missing.
 	WorkloadsDir string
@@ -58,10 +59,11 @@ func NewCatalog(cfg CatalogConfig) (*Catalog, error) {
 	}
 	c.manifests = &folder{dir: cfg.ManifestsDir, files: map[string]*file{}, saved: saved}
 	c.workloads = &folder{dir: cfg.WorkloadsDir, files: map[string]*file{}}
-	// A folder that cannot be read later keeps its state; one that never could has none.
-	for _, dir := range []string{cfg.ManifestsDir, cfg.WorkloadsDir} {
-		if _, err := os.ReadDir(dir); err != nil {
-			return nil, fmt.Errorf("catalog: %w", err)
+	// A folder that cannot be read later keeps its state; one that never could has none, and to go by none would be to
+	// take every pod out of the mesh.
+	for _, f := range []*folder{c.manifests, c.workloads} {
+		if _, err := os.ReadDir(f.dir); err != nil && !f.restore() {
+			return nil, fmt.Errorf("catalog: %w (and there is no last good state of it to go by)", err)
 		}
 	}
 	c.Reload()

@@ -290,6 +290,27 @@ func TestRemovedFolderKeepsItsState(t *testing.T) {
 	e.wantErrors()
 }
 
+func TestFolderMissingAtTheStartIsRestoredAndFoundAgain(t *testing.T) {
+	e := newEnv(t, map[string]string{"ns.yaml": ambientNamespace, "broken.yaml": strictMesh})
+	moved := e.manifests + "-away"
+	if err := os.Rename(e.manifests, moved); err != nil {
+		t.Fatal(err)
+	}
+	e.restart()
+	e.watch()
+	e.wantErrors("no such file")
+	e.wantEnrolled("demo", "a", true)
+	if got := len(e.Snapshot().PeerAuthentications); got != 1 {
+		t.Errorf("got %d policies, want 1", got)
+	}
+	if err := os.Rename(moved, e.manifests); err != nil {
+		t.Fatal(err)
+	}
+	e.wantErrors()
+	e.remove("ns.yaml")
+	e.wantEnrolled("demo", "a", false)
+}
+
 func TestMissingManifestsFolderIsAnError(t *testing.T) {
 	_, err := NewCatalog(CatalogConfig{ManifestsDir: filepath.Join(t.TempDir(), "none"), WorkloadsDir: t.TempDir()})
 	if !errors.Is(err, os.ErrNotExist) {

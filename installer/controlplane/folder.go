@@ -88,6 +88,16 @@ func (f *folder) scan() (changed []*file, removed int) {
 	return changed, removed
 }
 
+// restore takes up the files that the folder had when it was last read, for when it cannot be. It reports whether there
+// are any.
+func (f *folder) restore() bool {
+	for name, data := range f.saved.all() {
+		path := filepath.Join(f.dir, name)
+		f.files[name] = &file{path: path, sum: sha256.Sum256(data), objs: f.saved.restore(name, path)}
+	}
+	return len(f.files) > 0
+}
+
 // read returns the file's new state, nil if its content is what it was. gone is set when there is no such file.
 func (f *folder) read(name string) (now *file, gone bool) {
 	path := filepath.Join(f.dir, name)

@@ -70,6 +70,29 @@ func (g *lastGood) restore(name, path string) *objects {
 		g.log.Warn("the kept copy of a broken manifest does not parse either", "file", name, "error", ferr)
 		return &objects{}
 	}
-	g.log.Info("manifest is broken: its last good state is restored from before the restart", "file", path)
+	g.log.Info("manifest cannot be used: its last good state is restored from before the restart", "file", path)
 	return objs
+}
+
+// all is the content of every copy, by the name of the file.
+func (g *lastGood) all() map[string][]byte {
+	if g == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(g.dir)
+	all := map[string][]byte{}
+	for _, e := range entries {
+		if !wanted(e.Name()) {
+			continue
+		}
+		data, rerr := os.ReadFile(filepath.Join(g.dir, e.Name()))
+		if rerr == nil {
+			all[e.Name()] = data
+		}
+		err = errors.Join(err, rerr)
+	}
+	if err != nil {
+		g.log.Warn("cannot read the copies of manifests", "error", err)
+	}
+	return all
 }

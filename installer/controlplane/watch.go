@@ -21,6 +21,8 @@ const (
 	// resyncInterval is how often the folders are read without a reason: it finds what has no event (a folder replaced
 	// as a whole, a mount over it, an overflowed queue).
 	resyncInterval = 10 * time.Second
+	// missingInterval is how often a folder that does not exist is looked for.
+	missingInterval = time.Second
 )
 
 // watcher tells when one of some folders may have changed.
@@ -45,7 +47,11 @@ func newWatcher(dirs ...string) (*watcher, error) {
 
 func (w *watcher) close() { _ = w.fs.Close() }
 
-// renew puts a watch on each folder that has none, or that is not the folder anymore that the watch was put on.
+// isMissing reports whether a folder has no watch because it does not exist.
+func (w *watcher) isMissing() bool { return len(w.seen) < len(w.dirs) }
+
+// renew puts a watch on each folder that has none, or that is not the folder anymore that the watch was put on. That a
+// folder does not exist is for whoever reads it to report.
 func (w *watcher) renew() error {
 	var errs []error
 	for _, dir := range w.dirs {
@@ -58,6 +64,9 @@ func (w *watcher) renew() error {
 		delete(w.seen, dir)
 		if err == nil {
 			err = w.fs.Add(dir)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			continue
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("watch %q: %w", dir, err))
@@ -72,6 +81,8 @@ func (w *watcher) renew() error {
 func (w *watcher) run(ctx context.Context, changed func()) error {
 	resync := time.NewTicker(w.resync)
 	defer resync.Stop()
+	missing := time.NewTicker(min(missingInterval, w.resync))
+	defer missing.Stop()
 	settle := time.NewTimer(0)
 	settle.Stop()
 	var since time.Time // of the first event not handled yet; zero if there is none
@@ -94,9 +105,13 @@ func (w *watcher) run(ctx context.Context, changed func()) error {
 			settle.Reset(0)
 		case <-resync.C:
 			settle.Reset(0)
+		case <-missing.C:
+			if w.isMissing() {
+				settle.Reset(0)
+			}
 		case <-settle.C:
 			since = time.Time{}
-			_ = w.renew() // a missing folder is reported by whoever reads it, and tried again
+			_ = w.renew() // tried again
 			changed()
 		}
 	}
