@@ -46,9 +46,11 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 	if err := in.set.Open(in.ns, e.tagProxy); err != nil {
 		return err
 	}
+	fault("listeners made")
 	if err := e.install(p, in, attach, &u); err != nil {
 		return err
 	}
+	fault("listeners installed")
 	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
 	e.announceInside(p, in, account)
 	u.add(func() { e.retractInside(p) })
@@ -57,9 +59,11 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 		return err
 	}
 	u.add(func() { e.removeFromZtunnels(p) })
+	fault("ztunnel serves")
 	if err := controlplane.WriteWorkload(e.cfg.WorkloadsDir, e.manifest(p)); err != nil {
 		return err
 	}
+	fault("published")
 	e.setPhase(p, served)
 	e.setProblem(p, "", Everything)
 	e.podLog(p).Info("pod enrolled", "running", attach, "serviceAccount", account, "addresses", p.sandbox.Addresses())
@@ -102,6 +106,7 @@ func (e *Enroller) attachRunning(p *pod, in *inside) (attached *bpf.Pod, err err
 		attached, err = e.cfg.Node.AttachPod(cfg)
 		return err
 	})
+	fault("attached")
 	return attached, err
 }
 

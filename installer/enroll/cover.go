@@ -62,6 +62,7 @@ func (e *Enroller) cover(p *pod, in *inside, attached *bpf.Pod) (*bpf.Pod, error
 	if err != nil {
 		return nil, fmt.Errorf("cover all interfaces: %w", err)
 	}
+	fault("attached to more")
 	return again, nil
 }
 

@@ -99,6 +99,7 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 	if err := e.saveRecord(p); err != nil {
 		return nil, err
 	}
+	fault("recorded")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.pods[p.id()] = p

@@ -11,6 +11,7 @@
 //	  └──────────────────► admitted ─────────────────┘      │ restart: found in pins
 //	                            plugin attached: serve      └──────────────────────
 //
+// A pod of which a step of the way out failed is leaving: nobody serves it, and every comparison tries again.
 // A pod whose pins are found but whose namespace cannot be opened is lost until it can.
 //
 // DEL, GC, or the end of the pod's network namespace forgets it. What is wanted (the catalog) and what is (pins, ztunnel,
@@ -93,8 +94,22 @@ const (
 	// serving pods are on their way to served: ztunnel may ask for their listeners.
 	serving phase = "serving"
 	served  phase = "served"
+	// leaving pods are on their way out of the mesh: nobody serves them, but something of them may be left.
+	leaving phase = "leaving"
 	// lost pods have programs, but their namespace cannot be opened: nobody serves them, and nothing leaves in clear.
 	lost phase = "lost"
+)
+
+// fate is what becomes of a pod once it has left the mesh.
+type fate string
+
+const (
+	// stays is for a pod that may come back.
+	stays fate = ""
+	// doomed is for a deleted pod, whose programs whoever deleted it takes off.
+	doomed fate = "forget"
+	// doomedWithPrograms is for a pod whose programs nobody but the agent takes off.
+	doomedWithPrograms fate = "detach and forget"
 )
 
 // pod is one sandbox.
@@ -108,9 +123,10 @@ type pod struct {
 	// Guarded by Enroller.mu.
 	phase   phase
 	since   time.Time // of phase
-	account string    // service account that ztunnel has acked
-	next    string    // service account that ztunnel is being told
-	inside  *inside   // set while serving or served
+	fate    fate
+	account string  // service account that ztunnel has acked
+	next    string  // service account that ztunnel is being told
+	inside  *inside // set while serving or served
 	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
 	interfaces []nodeapi.Interface
 	settings   Settings // in force, or to be once it is attached
@@ -223,7 +239,7 @@ func (e *Enroller) setPhase(p *pod, to phase) {
 func (e *Enroller) setProblem(p *pod, problem string, seenBy Depth) (changed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if problem == "" && p.problem != "" && seenBy < p.seenBy {
+	if (problem == "" || problem == p.problem) && p.problem != "" && seenBy < p.seenBy {
 		return false
 	}
 	p.seenBy = seenBy

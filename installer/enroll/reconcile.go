@@ -58,6 +58,9 @@ func (e *Enroller) Reconcile(ctx context.Context, depth Depth) {
 	if depth < Everything {
 		return
 	}
+	if err := e.dropStaleWorkloads(); err != nil {
+		e.log.Warn("take back what was published of pods that are gone", "err", err)
+	}
 	// Last: a live pod whose programs somebody detached was repaired above, and is no garbage.
 	if err := e.collect(); err != nil {
 		e.log.Warn("collect", "err", err)
@@ -68,6 +71,12 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error 
 	defer e.workloads.lock(p.workload())()
 	if e.get(p.id()) != p {
 		return nil
+	}
+	if f := e.fateOf(p); f != stays {
+		if depth < Everything {
+			return nil
+		}
+		return e.forget(ctx, p, f == doomedWithPrograms)
 	}
 	var unseen error
 	if depth == Everything {
@@ -102,6 +111,8 @@ func (e *Enroller) bringAbout(ctx context.Context, p *pod, depth Depth) (err err
 		return e.findAgain(ctx, p)
 	case wanted:
 		return e.enrolRunning(ctx, p, reason)
+	case now == leaving && depth < Everything:
+		return nil
 	case now != known:
 		return e.unenrol(ctx, p, reason)
 	}
@@ -151,9 +162,14 @@ func (e *Enroller) followAnnotations(p *pod) (changed bool, err error) {
 }
 
 func (e *Enroller) unenrol(ctx context.Context, p *pod, reason string) error {
-	err := e.tearDown(ctx, p, true)
+	if err := e.tearDown(ctx, p, true); err != nil {
+		err = fmt.Errorf("leaving the mesh: %w", err)
+		e.setProblem(p, err.Error(), Everything)
+		return err
+	}
+	e.setProblem(p, "", Everything)
 	e.podLog(p).Info("pod taken out of the mesh", "reason", reason)
-	return err
+	return nil
 }
 
 // limitWaiting closes all listeners once no ztunnel has been there for too long, so that clients are refused instead of
@@ -171,12 +187,14 @@ func (e *Enroller) limitWaiting() {
 	if !over {
 		return
 	}
+	fault("about to refuse")
 	for _, p := range e.all() {
 		e.mu.Lock()
 		in := p.inside
 		e.mu.Unlock()
 		if in != nil {
-			in.set.LetGo()
+			// One that has connected meanwhile is not to be handed what is closed next.
+			in.set.LetGo(func() bool { return e.cfg.Ztunnels.Connected() > 0 })
 		}
 	}
 }

@@ -23,6 +23,8 @@ type record struct {
 	Sandbox nodeapi.Pod `json:"sandbox"`
 	// Interfaces are what to attach to: the sandbox's, and those of other networks.
 	Interfaces []nodeapi.Interface `json:"interfaces"`
+	// Fate is set once the pod is to be forgotten.
+	Fate fate `json:"fate,omitempty"`
 }
 
 func (e *Enroller) recordPath(containerID string) string {
@@ -30,7 +32,7 @@ func (e *Enroller) recordPath(containerID string) string {
 }
 
 func (e *Enroller) saveRecord(p *pod) error {
-	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox, Interfaces: e.interfacesOf(p)})
+	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox, Interfaces: e.interfacesOf(p), Fate: e.fateOf(p)})
 	if err != nil {
 		return fmt.Errorf("remember pod: %w", err)
 	}
@@ -45,6 +47,12 @@ func (e *Enroller) saveRecord(p *pod) error {
 		return fmt.Errorf("remember pod: %w", err)
 	}
 	return nil
+}
+
+func (e *Enroller) fateOf(p *pod) fate {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return p.fate
 }
 
 func (e *Enroller) deleteRecord(containerID string) error {

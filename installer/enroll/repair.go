@@ -52,6 +52,7 @@ func (e *Enroller) repairPrograms(p *pod, in *inside, attached *bpf.Pod) error {
 		return fmt.Errorf("repair: %w", err)
 	}
 	defer func() { _ = again.Close() }()
+	fault("attached anew")
 	if err := programDrift(again); err != nil {
 		return fmt.Errorf("after repair: %w", err)
 	}
@@ -125,5 +126,6 @@ func (e *Enroller) repairWorkload(p *pod) error {
 		slices.EqualFunc(have.Status.PodIPs, want.Status.PodIPs, func(a, b corev1.PodIP) bool { return a.IP == b.IP }) {
 		return nil
 	}
+	defer fault("published again")
 	return controlplane.WriteWorkload(e.cfg.WorkloadsDir, want)
 }

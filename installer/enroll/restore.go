@@ -42,7 +42,7 @@ func (e *Enroller) Restore() error {
 		}
 		delete(pinned, r.Sandbox.ContainerID)
 		p := newPod(r.Sandbox, r.Netns)
-		p.interfaces = r.Interfaces
+		p.interfaces, p.fate = r.Interfaces, r.Fate
 		if isPinned {
 			p.settings = attachedSettings(info)
 		}
@@ -55,12 +55,20 @@ func (e *Enroller) Restore() error {
 		}
 		e.restorePod(p, true)
 	}
-	return e.dropStaleWorkloads()
+	if err := e.dropStaleWorkloads(); err != nil {
+		e.log.Warn("take back what was published of pods that are gone; tried again later", "err", err)
+	}
+	return nil
 }
 
 // restorePod takes a pod up again. One whose ADD died between attaching and serving is taken for served: the next
 // comparison gives it what it lacks. Only a pod that has neither pins nor a namespace is gone.
 func (e *Enroller) restorePod(p *pod, isPinned bool) {
+	if p.fate != stays {
+		p.phase = leaving
+		e.adopt(p)
+		return
+	}
 	in, err := openInside(p)
 	switch {
 	case err == nil && isPinned:
@@ -169,19 +177,34 @@ func (e *Enroller) collect() error {
 	return nil
 }
 
-// dropStaleWorkloads takes back what this node published of pods that ended while no agent ran.
+// dropStaleWorkloads takes back what this node published of pods that are not in the mesh anymore: of those that ended
+// while no agent ran, and of those whose file could not be removed when they left.
 func (e *Enroller) dropStaleWorkloads() error {
-	live := map[controlplane.Name]bool{}
-	for _, p := range e.all() {
-		if now := e.phaseOf(p); now == served || now == lost {
-			live[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}] = true
-		}
-	}
 	var errs []error
 	for name, w := range e.cfg.Catalog.Snapshot().Workloads {
-		if w.Spec.NodeName == e.cfg.NodeName && !live[name] {
-			errs = append(errs, controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, name.Namespace, name.Name))
+		if w.Spec.NodeName == e.cfg.NodeName {
+			errs = append(errs, e.dropIfStale(name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (e *Enroller) dropIfStale(name controlplane.Name) error {
+	defer e.workloads.lock(name.String())() // Nobody is writing the file while this is held.
+	if e.isPublished(name) {
+		return nil
+	}
+	return controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, name.Namespace, name.Name)
+}
+
+// isPublished reports whether a sandbox of that name is in the mesh, whether or not it can be served.
+func (e *Enroller) isPublished(name controlplane.Name) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.pods {
+		if p.workload() == name.String() && (p.inMeshLocked() || p.phase == lost) {
+			return true
+		}
+	}
+	return false
 }
