@@ -78,7 +78,7 @@ func (n *Node) AttachHost(cfg HostConfig) (HostStatus, error) {
 }
 
 func (n *Node) attachHost(cfg HostConfig) (HostStatus, error) {
-	if n.host.Host == nil {
+	if !n.host.complete() {
 		return HostStatus{}, ErrNotLoaded
 	}
 	if cfg.FlowInterval == 0 {
@@ -125,6 +125,7 @@ func (n *Node) DetachHost() error {
 	for _, pin := range hostPins {
 		errs = append(errs, dropHostLink(n.hostPin(pin)))
 	}
+	errs = append(errs, n.dropHostEnds(hostEndPrefix))
 	if n.host.Host != nil {
 		errs = append(errs, writeHostRecord(n.host.Host, &hostRecord{}))
 	}

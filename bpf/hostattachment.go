@@ -67,8 +67,11 @@ func (a *hostAttachment) run() (HostStatus, error) {
 	}
 	a.status.Probe.TrustsAll = a.status.Probe.Attached && a.places.probe == a.places.cgroup
 	a.testEffect(seen)
-	hostEnd := a.cfg.Probe && !a.status.Probe.Attached
-	record := hostRecord{Status: a.status, FindKubelet: a.places.kubelet, Mount: a.places.mount, HostEnd: hostEnd}
+	errs = append(errs, a.hostEnds())
+	record := hostRecord{
+		Status: a.status, FindKubelet: a.places.kubelet, Mount: a.places.mount,
+		HostEnd: a.status.Probe.Kind == HookHostEnd,
+	}
 	errs = append(errs, writeHostRecord(a.node.host.Host, &record))
 	return a.status, errors.Join(errs...)
 }

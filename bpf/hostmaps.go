@@ -70,6 +70,16 @@ func openHostMaps(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, erro
 	return maps, nil
 }
 
+// complete is false on a node that no agent of this release has loaded.
+func (m *hostMaps) complete() bool {
+	for _, each := range m.byName() {
+		if *each == nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (m *hostMaps) Close() error {
 	var errs []error
 	for _, each := range m.byName() {

@@ -19,7 +19,7 @@ const namespaceFlags = uint32(flowsNamespaceFlagNAMESPACE_BIND | flowsNamespaceF
 //
 // On a node that no agent of this release has loaded it does nothing: that agent enters all pods when it comes.
 func (n *Node) register(info *PodInfo) error {
-	if n.host.Namespaces == nil || n.host.PodAddresses == nil {
+	if !n.host.complete() {
 		return nil
 	}
 	unlock, err := n.lockHost()
@@ -30,12 +30,21 @@ func (n *Node) register(info *PodInfo) error {
 	if err := n.host.Namespaces.Put(info.NetnsCookie, namespaceFlags); err != nil {
 		return fmt.Errorf("register namespace: %w", err)
 	}
+	record, err := readHostRecord(n.host.Host)
+	if err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	if record.HostEnd {
+		if err := n.syncHostEnds(info, true); err != nil {
+			return fmt.Errorf("register: %w", err)
+		}
+	}
 	return n.setAddresses(info)
 }
 
 // unregister takes a pod out again. An address that another pod has by now stays that pod's.
 func (n *Node) unregister(info *PodInfo) error {
-	if n.host.Namespaces == nil || n.host.PodAddresses == nil {
+	if !n.host.complete() {
 		return nil
 	}
 	unlock, err := n.lockHost()
@@ -45,7 +54,7 @@ func (n *Node) unregister(info *PodInfo) error {
 	defer unlock()
 	gone := *info
 	gone.Addresses = nil
-	errs := []error{n.setAddresses(&gone)}
+	errs := []error{n.setAddresses(&gone), n.syncHostEnds(&gone, false)}
 	if err := n.host.Namespaces.Delete(info.NetnsCookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		errs = append(errs, fmt.Errorf("unregister namespace: %w", err))
 	}

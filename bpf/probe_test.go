@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -125,7 +126,7 @@ func TestHostProbesReachTheApp(t *testing.T) {
 
 // TestForwardedTrafficIsNoProbe: the host's address and the port of a probe, but a pod's connection.
 func TestForwardedTrafficIsNoProbe(t *testing.T) {
-	for _, mode := range []string{HookCgroup} {
+	for _, mode := range []string{HookCgroup, HookHostEnd} {
 		t.Run(mode, func(t *testing.T) {
 			eachFamily(t, func(t *testing.T, family string) { testForwarded(t, mode, family) })
 		})
@@ -180,9 +181,12 @@ func testForwarded(t *testing.T, mode, family string) {
 // attachProbe attaches probe in one of its kinds.
 func (w *world) attachProbe(t *testing.T, kind string) {
 	t.Helper()
-	s := w.attachHost(t, HostConfig{Probe: true, ProbeCgroup: cgroupRoot(t)})
-	if s.Probe.Kind != kind {
-		t.Fatalf("got %+v, want it of kind %s", s.Probe, kind)
+	cfg := HostConfig{Probe: true, ProbeCgroup: cgroupRoot(t)}
+	if kind == HookHostEnd {
+		cfg = HostConfig{Probe: true, Cgroup: t.TempDir()}
+	}
+	if got := w.attachHost(t, cfg).Probe; got.Kind != kind || !got.Attached || !got.TrustsAll || (got.Problem != "") != (kind == HookHostEnd) {
+		t.Fatalf("got %+v, want it of kind %s", got, kind)
 	}
 }
 
@@ -288,4 +292,52 @@ func TestAttachHostEntersThePods(t *testing.T) {
 	if addrs, err := w.podAddresses(); err != nil || len(addrs) != 2 {
 		t.Errorf("addresses: got %v, %v, want two", addrs, err)
 	}
+}
+
+// TestHostEndsFollowThePods: the fallback comes to pods that were attached before and after, and goes with them and when
+// it is no longer needed.
+func TestHostEndsFollowThePods(t *testing.T) {
+	for _, name := range []string{"ptp", "bridge"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			pods, host4, host6 := wirings[name](t, w)
+			first := w.enrol(t, pods[0], withAddresses(pods[0]))
+			w.attachProbe(t, HookHostEnd)
+			second := w.enrol(t, pods[1], withAddresses(pods[1]))
+			for _, pod := range []*enrolled{first, second} {
+				for addr, host := range map[netip.Addr]netip.Addr{pod.Addr4: host4, pod.Addr6: host6} {
+					app := netip.AddrPortFrom(addr, 80)
+					pod.Echo(t, "app", app.String())
+					wantAnswer(t, w.host.NS, app, "app", host)
+				}
+				if got := askMapped(t, w.host.NS, netip.AddrPortFrom(pod.Addr4, 80)); got.Name != "app" {
+					t.Errorf("mapped: got %q, want app", got.Name)
+				}
+			}
+			if got := w.hostEndPins(t); len(got) != 2 {
+				t.Errorf("pins: got %v, want two", got)
+			}
+			w.attach(t, pods[1]) // in place
+			if err := w.host.Do(func() error { return w.DetachPod(pods[1].Name) }); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.hostEndPins(t); len(got) != 1 {
+				t.Errorf("pins without the second: got %v, want one", got)
+			}
+			w.attachProbe(t, HookCgroup)
+			if got := w.hostEndPins(t); len(got) != 0 {
+				t.Errorf("pins with cgroup2: got %v, want none", got)
+			}
+			wantAnswer(t, w.host.NS, netip.AddrPortFrom(first.Addr4, 80), "app", host4)
+		})
+	}
+}
+
+func (w *world) hostEndPins(t *testing.T) []string {
+	t.Helper()
+	pins, err := filepath.Glob(w.hostPin(hostEndPrefix) + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pins
 }

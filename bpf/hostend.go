@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// hostEndPrefix begins the pins of the fallback of probe, below node/: hostend_COOKIE_IFINDEX, in hexadecimal digits. The
+// cookie keeps a pod from taking down what is another's that has the same interface number by now.
+const hostEndPrefix = "hostend_"
+
+func hostEndPod(cookie uint64) string { return fmt.Sprintf("%s%x_", hostEndPrefix, cookie) }
+
+// syncHostEnds gives the host's ends of a pod's links the program, or takes it away. The interfaces are those of the
+// calling thread's network namespace. The caller holds the host's lock.
+func (n *Node) syncHostEnds(info *PodInfo, wanted bool) error {
+	if !wanted || len(info.HostIfindexes) == 0 {
+		return n.dropHostEnds(hostEndPod(info.NetnsCookie))
+	}
+	prog, err := n.loadHostEnd()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = prog.Close() }()
+	keep := map[string]bool{}
+	for _, i := range info.HostIfindexes {
+		name := fmt.Sprintf("%s%x", hostEndPod(info.NetnsCookie), i)
+		keep[name] = true
+		if err := putHostEnd(n.hostPin(name), i, prog); err != nil {
+			return fmt.Errorf("host's end %d: %w", i, err)
+		}
+	}
+	return n.dropHostEndsBut(hostEndPod(info.NetnsCookie), keep)
+}
+
+func (n *Node) loadHostEnd() (*ebpf.Program, error) {
+	spec, err := hostendSpec()
+	if err != nil {
+		return nil, err
+	}
+	shared := map[string]*ebpf.Map{captureMapProbeFlows: n.maps.ProbeFlows}
+	coll, err := ebpf.NewCollectionWithOptions(spec.Copy(), ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", hostendProgHostend, err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(hostendProgHostend), nil
+}
+
+func putHostEnd(pin string, ifindex int, prog *ebpf.Program) error {
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer func() { _ = old.Close() }()
+		if target, err := targetOf(old); err == nil && target == uint64(ifindex) {
+			return old.Update(prog)
+		}
+		err = old.Unpin() // its interface is gone
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return fmt.Errorf("probes need a cgroup2 mount or Linux 6.6 (tcx): %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	return l.Pin(pin)
+}
+
+// dropHostEnds takes the program off everywhere, of all pods or of one, as the prefix says.
+func (n *Node) dropHostEnds(prefix string) error { return n.dropHostEndsBut(prefix, nil) }
+
+func (n *Node) dropHostEndsBut(prefix string, keep map[string]bool) error {
+	entries, err := os.ReadDir(filepath.Join(n.root, nodeDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) && !keep[e.Name()] {
+			errs = append(errs, dropHostLink(n.hostPin(e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hostEnds puts the fallback in the place of a probe that does not see the host's processes, or takes it away.
+func (a *hostAttachment) hostEnds() error {
+	s := &a.status.Probe
+	if !a.cfg.Probe || s.Problem == "" {
+		return a.node.dropHostEnds(hostEndPrefix)
+	}
+	why := s.Problem
+	*s = HookStatus{Kind: HookHostEnd, Problem: why}
+	errs := a.dropHook(s)
+	pods, err := a.node.Pods()
+	errs = append(errs, err)
+	for i := range pods {
+		if err := a.node.syncHostEnds(&pods[i], true); err != nil {
+			s.Problem = fmt.Sprintf("%s; and instead of that: pod %q: %v", why, pods[i].ID, err)
+			return errors.Join(errs...)
+		}
+	}
+	s.Attached, s.TrustsAll = true, true
+	s.Problem = why + "; probes are told by the host's ends of the pods' links instead, those of pods without one are not"
+	return errors.Join(errs...)
+}
