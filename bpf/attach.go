@@ -18,7 +18,8 @@ import (
 // takes it off. A pod of the same id but another namespace is detached first. The caller closes the Pod; it stays
 // attached.
 //
-// Needs Linux 6.6 (tcx).
+// Guard's interfaces are those of the calling thread's namespace. If the node's [AttachMode] has changed since, the pod
+// gets the new one: for a moment it has both.
 func (n *Node) AttachPod(cfg PodConfig) (*Pod, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("attach pod: %w", err)
@@ -37,6 +38,9 @@ func (n *Node) attachPod(cfg PodConfig) (*Pod, error) {
 	}
 	defer func() { _ = ns.Close() }()
 	info := cfg.info()
+	if info.HostCookie, err = currentNetnsCookie(); err != nil {
+		return nil, err
+	}
 	missing := map[string]error{}
 	err = ns.Do(func() error {
 		for _, name := range cfg.Interfaces {

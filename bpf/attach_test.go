@@ -82,16 +82,20 @@ func (e *enrolled) linkIDs(t *testing.T) (map[string]link.ID, map[string]ebpf.Pr
 	}
 	links, progs := map[string]link.ID{}, map[string]ebpf.ProgramID{}
 	for _, pin := range pins {
-		l, err := link.LoadPinnedLink(filepath.Join(e.bpf.dir, pin), nil)
+		p, err := loadPin(filepath.Join(e.bpf.dir, pin))
 		if err != nil {
 			t.Fatal(err)
 		}
-		info, err := l.Info()
+		defer func() { _ = p.Close() }()
+		if prog, ok := p.(*ebpf.Program); ok { // a filter, which has no link
+			progs[pin] = mustID(t, prog)
+			continue
+		}
+		info, err := p.(link.Link).Info()
 		if err != nil {
 			t.Fatal(err)
 		}
 		links[pin], progs[pin] = info.ID, info.Program
-		_ = l.Close()
 	}
 	return links, progs
 }

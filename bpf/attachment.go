@@ -108,7 +108,7 @@ func (a *attachment) build(dir string) error {
 	if err := a.ns.Do(steer); err != nil {
 		return err
 	}
-	if err := a.eachLink(p, func(w *wantedLink) error { return w.attach(dir) }); err != nil {
+	if err := a.eachLink(p, func(w *wantedLink) error { return w.attach(dir, w.pin) }); err != nil {
 		return err
 	}
 	return a.grandfather(maps)
@@ -145,9 +145,10 @@ func (a *attachment) replace(p *Pod) error {
 	}
 	for _, pin := range pins {
 		if !wanted[pin] { // a device that is gone, or a guard that the caller gave up
-			if err := detachPin(filepath.Join(p.dir, pin)); err != nil {
+			if err := (&site{info: &p.info, ns: a.ns}).detach(p.dir, pin); err != nil {
 				return err
 			}
+			fault("detached " + pin)
 		}
 	}
 	p.info = a.info
@@ -157,7 +158,7 @@ func (a *attachment) replace(p *Pod) error {
 // keepCaptured adds the devices that p has under capture to those that have the wanted names now. A pod that may rename
 // its devices could otherwise have a decoy captured in place of the device that leads out, or none.
 func (a *attachment) keepCaptured(p *Pod) error {
-	live, err := p.liveCaptures()
+	live, err := p.liveCaptures(a.ns)
 	if err != nil {
 		return err
 	}
@@ -191,11 +192,15 @@ func (a *attachment) fillSlots(p *Pod) error {
 func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
 	progs := loadPrograms(&a.node.maps, p.maps, settings{captureAll: a.cfg.CaptureAll})
 	defer progs.Close()
-	links := wantedLinks(a.ns, progs, a.info.ifindexes(), a.cfg.HostIfindexes)
+	links, err := wantedLinks(a.ns, a.node.mode, progs, &a.info)
+	if err != nil {
+		return err
+	}
 	for i := range links {
 		if err := do(&links[i]); err != nil {
 			return err
 		}
+		fault("has " + links[i].pin)
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ func TestOpenNodeWantsALoadedOne(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
-	for name, open := range map[string]func(string) (*Node, error){"OpenNode": OpenNode, "LoadNode": LoadNode} {
+	for name, open := range map[string]func(string) (*Node, error){"OpenNode": OpenNode, "LoadNode": func(root string) (*Node, error) { return LoadNode(root) }} {
 		n, err := open(root)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

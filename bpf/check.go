@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
@@ -72,16 +75,62 @@ func (p *Pod) checkName(name string) error {
 }
 
 func (p *Pod) checkLink(pin string, want uint64) error {
-	got, err := pinTarget(filepath.Join(p.dir, pin))
+	pinned, err := loadPin(filepath.Join(p.dir, pin))
 	if err != nil {
 		return fmt.Errorf("link %s: %w", pin, err)
 	}
-	if got != want {
-		return fmt.Errorf("link %s: attached to %d, want %d (0 means detached)", pin, got, want)
+	defer func() { _ = pinned.Close() }()
+	mode := AttachTCX
+	if prog, ok := pinned.(*ebpf.Program); ok {
+		mode = AttachClsact
+		err = p.checkFilter(pin, prog)
+	} else {
+		err = checkTarget(pinned.(link.Link), want)
+	}
+	if err == nil && mode != p.node.mode && pin != dispatchLink {
+		err = fmt.Errorf("is attached by %s, the node's mode is %s: attach the pod again", mode, p.node.mode)
+	}
+	if err != nil {
+		return fmt.Errorf("link %s: %w", pin, err)
 	}
 	return nil
 }
 
+func checkTarget(l link.Link, want uint64) error {
+	got, err := targetOf(l)
+	if err != nil {
+		return err
+	}
+	if got != want {
+		return fmt.Errorf("attached to %d, want %d (0 means detached)", got, want)
+	}
+	return nil
+}
+
+// checkFilter compares the filter that is there with the one that we set. There is no link that would keep it.
+func (p *Pod) checkFilter(pin string, prog *ebpf.Program) error {
+	h, err := p.info.hookOf(pin)
+	if err != nil {
+		return err
+	}
+	live, err := h.liveProgram()
+	if err != nil {
+		return err
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return err
+	}
+	want, _ := info.ID()
+	switch live {
+	case want:
+		return nil
+	case 0:
+		return fmt.Errorf("detached: interface %d has no filter %s of priority %d and handle %#x",
+			h.ifindex, h.filter, FilterPriority, FilterHandle)
+	}
+	return fmt.Errorf("filter %s of interface %d runs program %d, want %d", h.filter, h.ifindex, live, want)
+}
 func (p *Pod) checkSlots() error {
 	var errs []error
 	for _, s := range Slots() {

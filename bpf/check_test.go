@@ -24,11 +24,11 @@ func TestInfoIsKept(t *testing.T) {
 		CaptureAll: true, IPv6: true,
 	}
 	got := p.Info()
-	want.NetnsInode, want.NetnsCookie, want.BootID = got.NetnsInode, got.NetnsCookie, got.BootID
+	want.NetnsInode, want.NetnsCookie, want.HostCookie, want.BootID = got.NetnsInode, got.NetnsCookie, got.HostCookie, got.BootID
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Info (-want +got):\n%s", diff)
 	}
-	if got.NetnsInode == 0 || got.NetnsCookie == 0 || got.BootID == "" {
+	if got.NetnsInode == 0 || got.NetnsCookie == 0 || got.HostCookie == 0 || got.BootID == "" {
 		t.Errorf("incomplete: %+v", got)
 	}
 	other, err := OpenNode(w.root)
@@ -55,7 +55,7 @@ func TestCheckNamesEveryMismatch(t *testing.T) {
 		t.Error(err)
 	}
 	for _, pin := range []string{localLink, guardPin(pod.HostIfindex)} {
-		if err := detachPin(filepath.Join(pod.bpf.dir, pin)); err != nil {
+		if err := w.detachPin(pod, pin); err != nil {
 			t.Error(err)
 		}
 	}

@@ -100,7 +100,7 @@ func (n *Node) isWanted(dir, bootID string, keep func(PodInfo) bool) (bool, erro
 	}
 	// Severed: the namespace is gone, or somebody detached dispatch. Told by the kernel, so it holds for pods of any
 	// release.
-	target, err := pinTarget(filepath.Join(dir, dispatchLink))
+	target, err := linkTarget(filepath.Join(dir, dispatchLink))
 	if err != nil || target == 0 {
 		return false, err
 	}

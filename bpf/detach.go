@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
 // DetachPod takes everything of a pod away: links, pins and, if its namespace is alive, rules, routes and sysctl.
@@ -54,48 +52,4 @@ func (n *Node) detachLocked(id string, lock *podLock) error {
 		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, err, takeDown(lock.oldDir()))...)
-}
-
-// takeDown takes apart a pod's folder, finished or half-made. A folder that is not there is no error.
-func takeDown(dir string) error {
-	pins, err := linkPins(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	// In the order of their names capture comes first: while dispatch is there, what was bounced finds its listener.
-	var errs []error
-	for _, pin := range pins {
-		if err := detachPin(filepath.Join(dir, pin)); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	info, err := readInfoPin(filepath.Join(dir, infoMap))
-	switch {
-	case err == nil:
-		errs = append(errs, unsteerPod(&info))
-	case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, errForeignInfo):
-		errs = append(errs, err) // without it, rules and routes would stay for good
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err // the record stays, for the next try
-	}
-	return os.RemoveAll(dir)
-}
-
-// unsteerPod undoes steer if the pod's namespace is still the one behind its path.
-func unsteerPod(info *PodInfo) error {
-	ns, err := netns.Open(info.NetnsPath)
-	if err != nil {
-		return nil // gone, and rules and routes with it
-	}
-	defer func() { _ = ns.Close() }()
-	return ns.Do(func() error {
-		if cookie, err := currentNetnsCookie(); err != nil || cookie != info.NetnsCookie {
-			return err
-		}
-		return unsteer(info.LoopbackWasOpen)
-	})
 }

@@ -30,7 +30,15 @@ func (w *world) trace(t *testing.T, pod *testutil.Pod) string {
 			t.Errorf("query %s: %v", name, err)
 			return
 		}
-		fmt.Fprintf(&b, "%s: %d programs\n", name, len(r.Programs))
+		fmt.Fprintf(&b, "%s: %d programs", name, len(r.Programs))
+		if attach != ebpf.AttachSkLookup { // qdiscs stay
+			filters, err := listFilters(hook{ifindex: target}.device(), hook{attach: attach}.parent())
+			if err != nil {
+				t.Errorf("query %s: %v", name, err)
+			}
+			fmt.Fprintf(&b, ", %d filters", len(filters))
+		}
+		b.WriteByte('\n')
 	}
 	pod.MustDo(t, func() error {
 		open, err := loopbackIsOpen()

@@ -41,6 +41,7 @@ type PodInfo struct {
 	Interfaces    []string  `json:"interfaces"`              // inside the pod, with capture
 	Captured      []Capture `json:"captured"`                // what those names were when capture was attached
 	HostIfindexes []int     `json:"hostIfindexes,omitempty"` // on the host, with guard
+	HostCookie    uint64    `json:"hostCookie,omitempty"`    // of the namespace that those are in
 	CaptureAll    bool      `json:"captureAll,omitempty"`
 	IPv6          bool      `json:"ipv6,omitempty"` // IPv6 is on in the pod: rule, route and listeners are expected
 
@@ -92,6 +93,7 @@ func writeInfo(m *ebpf.Map, info *PodInfo) error {
 	return nil
 }
 
+// readInfo returns what it could read also with an error that wraps errForeignInfo.
 func readInfo(m *ebpf.Map) (PodInfo, error) {
 	value := make([]byte, maxInfoBytes)
 	if err := m.Lookup(uint32(0), value); err != nil {
@@ -103,7 +105,7 @@ func readInfo(m *ebpf.Map) (PodInfo, error) {
 		return PodInfo{}, fmt.Errorf("%w: %w: recreate the pod", errForeignInfo, err)
 	}
 	if record.Version != infoVersion {
-		return PodInfo{}, fmt.Errorf("%w: version %d, want %d: run the release that attached the pod, or recreate the pod",
+		return record.PodInfo, fmt.Errorf("%w: version %d, want %d: run the release that attached the pod, or recreate the pod",
 			errForeignInfo, record.Version, infoVersion)
 	}
 	return record.PodInfo, nil

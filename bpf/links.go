@@ -13,123 +13,56 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
-
-	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
-// Names of a pod's link pins. A capture or guard link's name ends in the ifindex: bpffs takes no dots, interfaces do.
+// Names of a pod's attachments. A capture's or guard's name ends in the ifindex: bpffs takes no dots, interfaces do.
+//
+// A pin holds a link, or, in clsact mode, the program that a filter of the same hook runs.
 const (
 	dispatchLink  = "dispatch"
 	localLink     = "local"
 	capturePrefix = "capture_"
 	guardPrefix   = "guard_"
+
+	// newSuffix marks what is about to take the place of the pin without it.
+	newSuffix = "_new"
 )
-
-func isLinkPin(name string) bool {
-	return name == dispatchLink || name == localLink ||
-		strings.HasPrefix(name, capturePrefix) || strings.HasPrefix(name, guardPrefix)
-}
-
-// wantedLink is one attachment that a pod should have.
-type wantedLink struct {
-	pin     string // file name
-	ifindex int    // 0 for dispatch, which is attached to the namespace
-	ns      *netns.NS
-	prog    loading
-	hook    ebpf.AttachType
-}
-
-// wantedLinks lists a pod's links in the order in which they are attached: bounced packets must find dispatch there.
-// Guard's interfaces are those of the calling thread's namespace, the others' of ns.
-func wantedLinks(ns *netns.NS, progs *programs, captured, guarded []int) []wantedLink {
-	links := []wantedLink{
-		{pin: dispatchLink, ns: ns, prog: progs.dispatch},
-		{pin: localLink, ns: ns, prog: progs.local, ifindex: loopbackIfindex, hook: ebpf.AttachTCXEgress},
-	}
-	for _, i := range captured {
-		links = append(links, wantedLink{pin: capturePin(i), ns: ns, prog: progs.capture, ifindex: i, hook: ebpf.AttachTCXEgress})
-	}
-	for _, i := range guarded {
-		links = append(links, wantedLink{pin: guardPin(i), prog: progs.guard, ifindex: i, hook: ebpf.AttachTCXIngress})
-	}
-	return links
-}
 
 func capturePin(ifindex int) string { return capturePrefix + strconv.Itoa(ifindex) }
 func guardPin(ifindex int) string   { return guardPrefix + strconv.Itoa(ifindex) }
 
-// attach makes the link and pins it in dir.
-func (w *wantedLink) attach(dir string) error {
-	prog, err := w.prog()
-	if err != nil {
-		return err
-	}
-	var l link.Link
-	run := func() (err error) {
-		l, err = w.create(prog)
-		return err
-	}
-	if w.ns != nil {
-		err = w.ns.Do(run)
-	} else {
-		err = run()
-	}
-	if err != nil {
-		return fmt.Errorf("attach %s: %w", w.pin, err)
-	}
-	defer func() { _ = l.Close() }() // without a pin this detaches
-	if err := l.Pin(filepath.Join(dir, w.pin)); err != nil {
-		return fmt.Errorf("pin %s: %w", w.pin, err)
-	}
-	return nil
+func isLinkPin(name string) bool {
+	return name == dispatchLink || name == localLink || name == localLink+newSuffix ||
+		strings.HasPrefix(name, capturePrefix) || strings.HasPrefix(name, guardPrefix)
 }
 
-func (w *wantedLink) create(prog *ebpf.Program) (link.Link, error) {
-	if w.ifindex == 0 {
-		return link.AttachNetNs(w.ns.FD(), prog)
+// isGuardPin tells what is attached in the host's namespace from what is attached in the pod's.
+func isGuardPin(name string) bool { return strings.HasPrefix(name, guardPrefix) }
+
+// pinIfindex is the number of a capture's or guard's device.
+func pinIfindex(name string) (int, error) {
+	_, number, _ := strings.Cut(strings.TrimSuffix(name, newSuffix), "_")
+	i, err := strconv.Atoi(number)
+	if err != nil {
+		return 0, fmt.Errorf("link %s: not ours: %w", name, err)
 	}
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: w.ifindex,
-		Program:   prog,
-		Attach:    w.hook,
-		Anchor:    link.Head(), // before other owners' programs: none of them may send a packet on unseen
-	})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return nil, fmt.Errorf("tcx needs Linux 6.6: %w", err)
-	}
-	return l, err
+	return i, nil
 }
 
-// update puts the program into the pinned link, without a gap. If there is no pin, or its interface is gone, a new link
-// takes its place.
-func (w *wantedLink) update(dir string) error {
-	path := filepath.Join(dir, w.pin)
-	l, err := link.LoadPinnedLink(path, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return w.attach(dir)
+// hookOf tells where the program of a pin belongs, dispatch excluded.
+func (i *PodInfo) hookOf(pin string) (hook, error) {
+	kind, _, _ := strings.Cut(pin, "_")
+	h := hook{attach: ebpf.AttachTCXEgress, filter: fmt.Sprintf("sluice_%s_%x", kind, i.NetnsCookie)}
+	if kind == localLink {
+		h.ifindex = loopbackIfindex
+		return h, nil
 	}
-	if err != nil {
-		return fmt.Errorf("open link %s: %w", w.pin, err)
+	if isGuardPin(pin) {
+		h.attach = ebpf.AttachTCXIngress
 	}
-	defer func() { _ = l.Close() }()
-	target, err := targetOf(l)
-	if err != nil { // closing it without its pin would detach it
-		return fmt.Errorf("read link %s: %w", w.pin, err)
-	}
-	if target == 0 {
-		if err := l.Unpin(); err != nil {
-			return fmt.Errorf("remove severed link %s: %w", w.pin, err)
-		}
-		return w.attach(dir)
-	}
-	prog, err := w.prog()
-	if err != nil {
-		return err
-	}
-	if err := l.Update(prog); err != nil {
-		return fmt.Errorf("update %s: %w", w.pin, err)
-	}
-	return nil
+	var err error
+	h.ifindex, err = pinIfindex(pin)
+	return h, err
 }
 
 // targetOf is what a link is attached to: an ifindex, or the inode of a network namespace. 0 means that it is gone.
@@ -147,8 +80,8 @@ func targetOf(l link.Link) (uint64, error) {
 	return 0, fmt.Errorf("link is of type %v", info.Type)
 }
 
-// pinTarget is targetOf for a pin.
-func pinTarget(path string) (uint64, error) {
+// linkTarget is targetOf for the pin of a link.
+func linkTarget(path string) (uint64, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		return 0, err
@@ -157,21 +90,13 @@ func pinTarget(path string) (uint64, error) {
 	return targetOf(l)
 }
 
-// detachPin detaches a pinned link now, whoever else holds it, and removes the pin.
-func detachPin(path string) error {
-	l, err := link.LoadPinnedLink(path, nil)
-	if err != nil {
-		return fmt.Errorf("open link: %w", err)
-	}
-	defer func() { _ = l.Close() }()
+// dropLink detaches a pinned link now, whoever else holds it.
+func dropLink(l link.Link, path string) error {
 	target, err := targetOf(l)
 	if err == nil && target != 0 {
 		if err := l.Detach(); err != nil {
 			return fmt.Errorf("detach %s: %w", filepath.Base(path), err)
 		}
-	}
-	if err := l.Unpin(); err != nil {
-		return fmt.Errorf("unpin %s: %w", filepath.Base(path), err)
 	}
 	return nil
 }
@@ -201,4 +126,13 @@ func ifindexOf(name string) (int, error) {
 		return 0, fmt.Errorf("interface %q: is the loopback", name)
 	}
 	return l.Attrs().Index, nil
+}
+
+// hasDevice looks for a device in the calling thread's network namespace.
+func hasDevice(ifindex int) (bool, error) {
+	_, err := netlink.LinkByIndex(ifindex)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -48,6 +48,7 @@ func (m *nodeMaps) byName() map[string]**ebpf.Map {
 // Node is the shared part of the datapath and the way to its pods. Safe for concurrent use, also by other processes.
 type Node struct {
 	root string
+	mode AttachMode
 	maps nodeMaps
 	host hostMaps
 }
@@ -55,26 +56,75 @@ type Node struct {
 // LoadNode returns the node pinned below root, after creating what is missing of it.
 //
 // root need not exist, but must be on a bpffs. Maps of another shape than ours are an error wrapping
-// [ebpf.ErrMapIncompatible]; nothing is deleted. The caller closes the Node; the pins stay.
-func LoadNode(root string) (*Node, error) {
-	if err := requireBPFFS(root); err != nil {
+// [ebpf.ErrMapIncompatible]; nothing is deleted. The node's attach mode is decided here, for all who open it. The caller
+// closes the Node; the pins stay.
+func LoadNode(root string, opts ...Option) (*Node, error) {
+	n, err := loadNode(root, opts)
+	if err != nil {
 		return nil, fmt.Errorf("load node: %w", err)
+	}
+	return n, nil
+}
+
+// Option is a choice of LoadNode's caller.
+type Option func(*nodeSettings)
+
+// WithAttachMode sets the node's attach mode. Without it, it is AttachAuto.
+func WithAttachMode(m AttachMode) Option {
+	return func(s *nodeSettings) { s.AttachMode = m }
+}
+
+func loadNode(root string, opts []Option) (*Node, error) {
+	if err := requireBPFFS(root); err != nil {
+		return nil, err
+	}
+	if _, err := readSettings(root); err != nil { // before anything is changed
+		return nil, err
+	}
+	settings := nodeSettings{Version: nodeVersion, AttachMode: AttachAuto}
+	for _, o := range opts {
+		o(&settings)
+	}
+	var err error
+	if settings.AttachMode, err = settings.AttachMode.resolve(); err != nil {
+		return nil, err
 	}
 	// Without CAP_SYS_RESOURCE this fails, which matters only before Linux 5.11; creating a map then says so.
 	_ = rlimit.RemoveMemlock()
 	for _, dir := range []string{nodeDir, podsDir, workDir} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
-			return nil, fmt.Errorf("load node: %w", err)
+			return nil, err
 		}
 	}
-	return openNode(root, createPinned)
+	n, err := openNode(root, createPinned)
+	if err != nil {
+		return nil, err
+	}
+	n.mode = settings.AttachMode
+	if err := writeSettings(root, settings); err != nil {
+		_ = n.Close()
+		return nil, err
+	}
+	return n, nil
 }
 
 // OpenNode returns the node pinned below root. It wraps [ErrNotLoaded] if [LoadNode] was never called there. The
 // caller closes the Node.
 func OpenNode(root string) (*Node, error) {
-	return openNode(root, openPinned)
+	settings, err := readSettings(root)
+	if err != nil {
+		return nil, fmt.Errorf("open node %q: %w", root, err)
+	}
+	n, err := openNode(root, openPinned)
+	if err != nil {
+		return nil, err
+	}
+	n.mode = settings.AttachMode
+	return n, nil
 }
+
+// AttachMode is how pods of this node are attached: [AttachTCX] or [AttachClsact].
+func (n *Node) AttachMode() AttachMode { return n.mode }
 
 func openNode(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, error)) (_ *Node, err error) {
 	spec, err := captureSpec()

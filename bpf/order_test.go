@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // TestOthersProgramsDoNotHidePackets: a program that says "let it pass" ends the list. Ours must come before those that
@@ -33,7 +35,7 @@ func TestOthersProgramsDoNotHidePackets(t *testing.T) {
 }
 
 // passAll attaches somebody else's program, which lets everything pass.
-func passAll(t *testing.T, ifindex int, hook ebpf.AttachType) error {
+func passAll(t *testing.T, ifindex int, attach ebpf.AttachType) error {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:         ebpf.SchedCLS,
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0 /* TC_ACT_OK */), asm.Return()},
@@ -43,10 +45,24 @@ func passAll(t *testing.T, ifindex int, hook ebpf.AttachType) error {
 		return err
 	}
 	defer func() { _ = prog.Close() }()
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: hook})
+	if isClsact() { // programs at tcx come before all filters, so there is nothing that could be promised
+		return addFilter(hook{ifindex: ifindex, attach: attach}, FilterPriority, prog)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: attach})
 	if err != nil {
 		return err
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return nil
+}
+
+// addFilter adds somebody else's filter. It goes with its device.
+func addFilter(h hook, priority uint16, prog *ebpf.Program) error {
+	if err := h.ensureClsact(); err != nil {
+		return err
+	}
+	return netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: h.ifindex, Parent: h.parent(), Protocol: unix.ETH_P_ALL, Priority: priority},
+		Fd:          prog.FD(), Name: "somebody", DirectAction: true,
+	})
 }

@@ -5,8 +5,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -43,10 +41,15 @@ func (n *Node) releaseInterface(id, name string) error {
 		return err
 	}
 	defer func() { _ = p.Close() }()
-	return p.release(name)
+	s, err := siteOf(&p.info)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return p.release(s, name)
 }
 
-func (p *Pod) release(name string) error {
+func (p *Pod) release(s *site, name string) error {
 	if !slices.Contains(p.info.Interfaces, name) {
 		return nil
 	}
@@ -58,11 +61,11 @@ func (p *Pod) release(name string) error {
 	}
 	kept := p.info.ifindexes() // a device that has another name too stays
 	released := slices.DeleteFunc(before, func(i int) bool { return slices.Contains(kept, i) })
-	if err := p.releaseGuards(released); err != nil {
+	if err := p.releaseGuards(s, released); err != nil {
 		return err
 	}
 	for _, i := range released {
-		if err := detachIfPinned(filepath.Join(p.dir, capturePin(i))); err != nil {
+		if err := s.detachIfPinned(p.dir, capturePin(i)); err != nil {
 			return err
 		}
 	}
@@ -71,7 +74,7 @@ func (p *Pod) release(name string) error {
 }
 
 // releaseGuards gives up the host's ends of the released devices, and those that are gone.
-func (p *Pod) releaseGuards(released []int) error {
+func (p *Pod) releaseGuards(s *site, released []int) error {
 	var kept []int
 	for _, i := range p.info.HostIfindexes {
 		l, err := netlink.LinkByIndex(i)
@@ -82,17 +85,10 @@ func (p *Pod) releaseGuards(released []int) error {
 			kept = append(kept, i)
 			continue
 		}
-		if err := detachIfPinned(filepath.Join(p.dir, guardPin(i))); err != nil {
+		if err := s.detachIfPinned(p.dir, guardPin(i)); err != nil {
 			return err
 		}
 	}
 	p.info.HostIfindexes = kept
-	return nil
-}
-
-func detachIfPinned(path string) error {
-	if err := detachPin(path); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	return nil
 }

@@ -61,8 +61,8 @@ func TestUnrecordedCapturesStay(t *testing.T) {
 	pod.Run(t, "ip", "link", "set", "eth0", "name", "real")
 	again := w.attach(t, pod, func(c *PodConfig) { c.Interfaces = []string{"net1"} })
 	eth0 := pod.Ifindex(t, "real")
-	if target, err := pinTarget(filepath.Join(again.dir, capturePin(eth0))); err != nil || target != uint64(eth0) {
-		t.Errorf("capture: got %d, %v, want %d", target, err, eth0)
+	if err := w.attached(pod, again, capturePin(eth0)); err != nil {
+		t.Errorf("capture: %v", err)
 	}
 	if !slices.Contains(again.info.ifindexes(), eth0) {
 		t.Errorf("record: got %v, want %d among them", again.info.Captured, eth0)
@@ -93,8 +93,8 @@ func TestReleaseInterfaceGoesByWhatWasAttached(t *testing.T) {
 		}
 	}
 	for _, pin := range []string{capturePin(eth0), guardPin(client.HostIfindex)} {
-		if target, err := pinTarget(filepath.Join(p.dir, pin)); err != nil || target == 0 {
-			t.Errorf("%s: got %d, %v, want it attached", pin, target, err)
+		if err := w.attached(client.Pod, p, pin); err != nil {
+			t.Error(err)
 		}
 	}
 	now, err := w.Pod(client.Name)

@@ -136,11 +136,22 @@ func (w *wire) saw(src, dst netip.AddrPort) bool {
 // wantNone checks that no packet from one pod to the other was seen.
 func (w *wire) wantNone(t *testing.T, from, to *testutil.Pod) {
 	t.Helper()
+	w.wantAtMost(t, from, to, func(int) bool { return false })
+}
+
+// wantNoPayload lets packets without payload be seen, resets for instance.
+func (w *wire) wantNoPayload(t *testing.T, from, to *testutil.Pod) {
+	t.Helper()
+	w.wantAtMost(t, from, to, func(payload int) bool { return payload == 0 })
+}
+
+func (w *wire) wantAtMost(t *testing.T, from, to *testutil.Pod, ok func(payload int) bool) {
+	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for flow, n := range w.flows {
 		for _, family := range []string{"4", "6"} {
-			if flow.Src == newAddress(from.Addr(family)) && flow.Dst == newAddress(to.Addr(family)) {
+			if flow.Src == newAddress(from.Addr(family)) && flow.Dst == newAddress(to.Addr(family)) && !ok(w.data[flow]) {
 				t.Errorf("on the wire: %d packets %s, %d bytes of payload", n, describe(flow), w.data[flow])
 			}
 		}
