@@ -100,7 +100,7 @@ func (a *agent) load() error {
 		return err
 	}
 	var err error
-	if a.node, err = bpf.LoadNode(a.cfg.PinRoot); err != nil {
+	if a.node, err = bpf.LoadNode(a.cfg.PinRoot, bpf.WithAttachMode(a.cfg.AttachMode)); err != nil {
 		return err
 	}
 	a.catalog, err = controlplane.NewCatalog(controlplane.CatalogConfig{
@@ -141,7 +141,7 @@ func (a *agent) prepare() (err error) {
 	}()
 	a.enroller, err = enroll.New(enroll.Config{
 		Node: a.node, Ztunnels: a.ztunnels, Catalog: a.catalog,
-		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, Settings: a.cfg.Settings,
+		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, Settings: a.cfg.Settings, Host: a.cfg.Host,
 		ServeTimeout: a.cfg.ServeTimeout, Resync: a.cfg.Resync, ProxyDownLimit: a.cfg.ProxyDownLimit, Logger: a.log,
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/enroll"
 )
 
@@ -31,6 +32,8 @@ type agentConfig struct {
 	XDSAddress   string // not empty: no embedded control plane
 
 	Settings       enroll.Settings // of pods without annotations
+	Host           bpf.HostConfig
+	AttachMode     bpf.AttachMode
 	ServeTimeout   time.Duration
 	ProxyDownLimit time.Duration
 	Resync         time.Duration
@@ -49,6 +52,11 @@ func (c *agentConfig) declare(fs *flag.FlagSet) {
 	fs.StringVar(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of the embedded CA")
 	fs.StringVar(&c.XDSAddress, "xds-address", "", "istiod that this node's ztunnel uses; the embedded control plane is then not started")
 	c.declareSettings(fs)
+	c.declareHost(fs)
+	fs.Func("attach-mode", "how programs are attached to devices: tcx, clsact (before Linux 6.6), or auto for the first of these that the kernel has (default auto; $"+bpf.AttachModeEnv+" says what auto is)", func(v string) (err error) {
+		c.AttachMode, err = bpf.ParseAttachMode(v)
+		return err
+	})
 	fs.DurationVar(&c.ServeTimeout, "serve-timeout", 10*time.Second, "how long ztunnel may take to serve a new pod before its ADD fails")
 	fs.DurationVar(&c.ProxyDownLimit, "proxy-down-limit", 10*time.Minute, "how long connections of enrolled pods wait for a ztunnel to come back before they are refused; 0 means forever")
 	fs.DurationVar(&c.Resync, "resync", 5*time.Second, "time between two comparisons of what is with what should be")
@@ -71,6 +79,28 @@ func (c *agentConfig) declareSettings(fs *flag.FlagSet) {
 	})
 }
 
+// declareHost declares which programs serve the node as a whole.
+func (c *agentConfig) declareHost(fs *flag.FlagSet) {
+	h := &c.Host
+	h.Probe, h.Bind, h.Flows = true, true, true
+	choice(fs, "probe", &h.Probe, "auto", "\"auto\" lets probes of kubelet, or else of any process of the host, reach the apps of enrolled pods; \"off\" has them meet the policies")
+	fs.StringVar(&h.ProbeCgroup, "kubelet-cgroup", "", "folder of the cgroup that probes come from; default kubelet's own, else the root, which trusts every process of the host")
+	choice(fs, "bind", &h.Bind, "on", "\"on\" sets SO_REUSEADDR for the apps of enrolled pods, so that connections of ztunnel's do not keep them from binding; or \"off\"")
+	choice(fs, "flows", &h.Flows, "on", "\"on\" counts bytes, round-trip times and retransmits of each connection of enrolled pods; or \"off\"")
+	fs.DurationVar(&h.FlowInterval, "flow-interval", 10*time.Second, "how often an open connection is reported again")
+}
+
+// choice declares a flag that is on, by whatever name, or off.
+func choice(fs *flag.FlagSet, name string, value *bool, on, usage string) {
+	fs.Func(name, usage+" (default "+on+")", func(v string) error {
+		if v != on && v != "off" {
+			return fmt.Errorf("must be %q or \"off\"", on)
+		}
+		*value = v == on
+		return nil
+	})
+}
+
 // nodeNames are those that fit into a file name and a workload.
 var nodeNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
@@ -87,6 +117,9 @@ func (c *agentConfig) complete() error {
 	} else {
 		errs = append(errs, absolute("manifests", c.ManifestsDir))
 	}
+	if c.Host.ProbeCgroup != "" {
+		errs = append(errs, absolute("kubelet-cgroup", c.Host.ProbeCgroup))
+	}
 	if !nodeNames.MatchString(c.NodeName) {
 		errs = append(errs, fmt.Errorf("--node-name: %q is not a node name (lower case letters, digits, '-', '.')", c.NodeName))
 	}
@@ -94,7 +127,7 @@ func (c *agentConfig) complete() error {
 		name  string
 		value time.Duration
 		zero  bool
-	}{{"serve-timeout", c.ServeTimeout, false}, {"resync", c.Resync, false}, {"proxy-down-limit", c.ProxyDownLimit, true}} {
+	}{{"serve-timeout", c.ServeTimeout, false}, {"resync", c.Resync, false}, {"proxy-down-limit", c.ProxyDownLimit, true}, {"flow-interval", c.Host.FlowInterval, false}} {
 		if d.value < 0 || d.value == 0 && !d.zero {
 			errs = append(errs, fmt.Errorf("--%s: %s is too short", d.name, d.value))
 		}

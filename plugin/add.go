@@ -120,6 +120,7 @@ func (e *enrolment) attach(node *bpf.Node, before bpf.PodInfo) error {
 		Interfaces:    names(e.pod.Interfaces),
 		HostIfindexes: hostEnds(e.pod.Interfaces),
 		CaptureAll:    e.decision.CaptureAll,
+		Addresses:     addresses(before.Addresses, e.decision.Interfaces, e.pod.Interfaces),
 	})
 	e.attached = err == nil && !e.again
 	return err

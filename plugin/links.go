@@ -226,3 +226,18 @@ func hostEnds(interfaces []nodeapi.Interface) []int {
 	}
 	return out
 }
+
+// addresses adds those of the interfaces to known, each once.
+func addresses(known []netip.Addr, lists ...[]nodeapi.Interface) []netip.Addr {
+	all := slices.Clone(known)
+	for _, list := range lists {
+		for _, i := range list {
+			for _, a := range i.Addresses {
+				if addr := a.Addr().Unmap(); !slices.Contains(all, addr) {
+					all = append(all, addr)
+				}
+			}
+		}
+	}
+	return all
+}

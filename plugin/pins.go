@@ -87,6 +87,7 @@ func attach(node *bpf.Node, info bpf.PodInfo) error {
 		Interfaces:    info.Interfaces,
 		HostIfindexes: info.HostIfindexes,
 		CaptureAll:    info.CaptureAll,
+		Addresses:     info.Addresses,
 	})
 	if err != nil {
 		return err

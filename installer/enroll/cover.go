@@ -68,5 +68,6 @@ func (e *Enroller) cover(p *pod, in *inside, attached *bpf.Pod) (*bpf.Pod, error
 
 func covers(info bpf.PodInfo, cfg bpf.PodConfig) bool {
 	return info.Network == cfg.Network && attachedSettings(info).Equal(configuredSettings(cfg)) && len(union(info.Interfaces, cfg.Interfaces)) == len(info.Interfaces) &&
-		len(union(info.HostIfindexes, cfg.HostIfindexes)) == len(info.HostIfindexes)
+		len(union(info.HostIfindexes, cfg.HostIfindexes)) == len(info.HostIfindexes) &&
+		len(info.Addresses) == len(cfg.Addresses) && len(union(info.Addresses, cfg.Addresses)) == len(cfg.Addresses)
 }

@@ -3,6 +3,8 @@
 package enroll
 
 import (
+	"net/netip"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -19,13 +21,16 @@ func podConfig(p *pod, interfaces []nodeapi.Interface, s Settings) bpf.PodConfig
 	c := bpf.PodConfig{
 		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
 		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns,
-		CaptureAll: s.CaptureAll,
+		CaptureAll: s.CaptureAll, Addresses: []netip.Addr{},
 	}
 	for _, i := range interfaces {
 		if i.Name == "lo" {
 			continue
 		}
 		c.Interfaces = append(c.Interfaces, i.Name)
+		for _, a := range i.Addresses {
+			c.Addresses = append(c.Addresses, a.Addr().Unmap())
+		}
 		if i.HostIfindex != 0 {
 			c.HostIfindexes = append(c.HostIfindexes, i.HostIfindex)
 		}

@@ -52,6 +52,8 @@ type Config struct {
 	WorkloadsDir string
 	// Settings are those of pods that have no annotations.
 	Settings Settings
+	// Host says which programs serve the node as a whole; the zero value is none.
+	Host bpf.HostConfig
 	// ServeTimeout bounds the bringing up of one pod; 0 means 10 s.
 	ServeTimeout time.Duration
 	// AdmitTimeout is how long a pod may stay admitted before it is taken for one whose ADD died half-way; 0 means 2 min.
@@ -81,6 +83,7 @@ type Enroller struct {
 	// refusing is set while listeners are closed because no ztunnel has been there for ProxyDownLimit.
 	refusing bool
 	ready    bool
+	host     host
 }
 
 // phase is how far into the mesh a pod is.

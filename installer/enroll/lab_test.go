@@ -187,10 +187,11 @@ func (s *sandbox) decideAndAttach() (*nodeapi.Decision, error) {
 	if !d.Enrolled {
 		return d, nil
 	}
-	attached, err := s.l.bpf.AttachPod(bpf.PodConfig{
-		ID: d.PinID, UID: s.api.UID, Namespace: s.api.Namespace, Name: s.api.Name, ContainerID: s.api.ContainerID,
-		NetnsPath: s.Path, Interfaces: podConfig(&pod{}, s.api.Interfaces, Settings{}).Interfaces, Network: s.api.Network,
-	})
+	told := Settings{
+		CaptureAll: d.CaptureAll, CaptureDNS: d.CaptureDNS, BypassInbound: d.BypassInbound,
+		ExcludeCIDRs: d.ExcludeCIDRs, ExcludePorts: d.ExcludePorts,
+	}
+	attached, err := s.l.bpf.AttachPod(podConfig(&pod{sandbox: s.api}, s.api.Interfaces, told))
 	if err != nil {
 		return nil, err
 	}

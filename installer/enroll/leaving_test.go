@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
@@ -22,8 +25,9 @@ func (s *sandbox) workloadFile() string {
 // blockWorkloadFile puts something in the file's place that cannot be removed like a file.
 func (s *sandbox) blockWorkloadFile() (free func()) {
 	s.l.t.Helper()
-	s.l.must(os.RemoveAll(s.workloadFile()))
-	s.l.must(os.MkdirAll(s.workloadFile()+"/x", 0o700))
+	block := s.l.path("block-" + s.api.Name)
+	s.l.must(os.MkdirAll(filepath.Join(block, "x"), 0o700))
+	s.l.must(unix.Renameat2(unix.AT_FDCWD, block, unix.AT_FDCWD, s.workloadFile(), unix.RENAME_EXCHANGE))
 	return func() { s.l.must(os.RemoveAll(s.workloadFile())) }
 }
 

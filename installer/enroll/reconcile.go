@@ -58,6 +58,7 @@ func (e *Enroller) Reconcile(ctx context.Context, depth Depth) {
 	if depth < Everything {
 		return
 	}
+	e.repairHost()
 	if err := e.dropStaleWorkloads(); err != nil {
 		e.log.Warn("take back what was published of pods that are gone", "err", err)
 	}

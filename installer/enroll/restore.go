@@ -55,6 +55,7 @@ func (e *Enroller) Restore() error {
 		}
 		e.restorePod(p, true)
 	}
+	e.repairHost()
 	if err := e.dropStaleWorkloads(); err != nil {
 		e.log.Warn("take back what was published of pods that are gone; tried again later", "err", err)
 	}

@@ -21,8 +21,11 @@ type Status struct {
 	Ready    bool   `json:"ready"`
 	Ztunnels int    `json:"ztunnels"`
 	// Refusing says that listeners are closed because no ztunnel has been there for long.
-	Refusing bool        `json:"refusing,omitempty"`
-	Pods     []PodStatus `json:"pods"`
+	Refusing bool `json:"refusing,omitempty"`
+	// Host are the programs that serve the node as a whole; HostProblem is why they could not be told or attached.
+	Host        bpf.HostStatus `json:"host"`
+	HostProblem string         `json:"hostProblem,omitempty"`
+	Pods        []PodStatus    `json:"pods"`
 	// More says that pods with a greater uid follow.
 	More bool `json:"more,omitempty"`
 }
@@ -63,6 +66,7 @@ func (e *Enroller) statusPage(after string) Status {
 	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, Pods: []PodStatus{}}
 	e.mu.Unlock()
 	s.Ztunnels = e.cfg.Ztunnels.Connected()
+	s.Host, s.HostProblem = e.hostStatus()
 	for _, p := range e.all() {
 		if p.sandbox.UID <= after {
 			continue
