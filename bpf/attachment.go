@@ -61,6 +61,7 @@ func (a *attachment) create() (_ *Pod, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
+	fault("folder")
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, takeDown(dir), a.node.unregister(&a.info))
@@ -69,9 +70,11 @@ func (a *attachment) create() (_ *Pod, err error) {
 	if err := a.build(dir); err != nil {
 		return nil, err
 	}
+	fault("built")
 	if err := os.Rename(dir, a.podDir()); err != nil {
 		return nil, err
 	}
+	fault("committed")
 	dir = a.podDir()
 	return a.node.openPod(dir)
 }
@@ -95,10 +98,12 @@ func (a *attachment) build(dir string) error {
 	}
 	p := &Pod{node: a.node, dir: dir, info: a.info, maps: maps}
 	defer func() { _ = p.Close() }()
+	fault("maps")
 	// First: it is what lets another process clean up after us.
 	if err := writeInfo(maps.Info, &a.info); err != nil {
 		return err
 	}
+	fault("record")
 	if err := a.node.register(&a.info); err != nil {
 		return err
 	}
@@ -108,6 +113,7 @@ func (a *attachment) build(dir string) error {
 	if err := a.ns.Do(steer); err != nil {
 		return err
 	}
+	fault("steered")
 	if err := a.eachLink(p, func(w *wantedLink) error { return w.attach(dir, w.pin) }); err != nil {
 		return err
 	}
@@ -131,6 +137,7 @@ func (a *attachment) replace(p *Pod) error {
 	if err := a.ns.Do(steer); err != nil {
 		return err
 	}
+	fault("steered")
 	wanted := map[string]bool{}
 	err := a.eachLink(p, func(w *wantedLink) error {
 		wanted[w.pin] = true

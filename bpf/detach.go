@@ -51,5 +51,6 @@ func (n *Node) detachLocked(id string, lock *podLock) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return errors.Join(errs...)
 	}
+	fault("off the list")
 	return errors.Join(append(errs, err, takeDown(lock.oldDir()))...)
 }
