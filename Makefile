@@ -51,10 +51,15 @@ generate: ## BPF objects and protobuf messages (needs clang and protoc)
 packages: ## install the distribution's packages that tests and demo use, if any is missing
 	@internal/tools/packages.sh run
 
+# What runs a second time, as if the kernel had no tcx.
+datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
+
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
 test: build packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
+	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin
+	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -run '$(datapath)' ./internal/e2e
 
 test-root: export CI = true
 test-root: test ## as test, but a test that cannot run fails

@@ -49,7 +49,7 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 			s.prev = strings.Replace(s.prev, `"interfaces":[`, `"interfaces":[{"name":"extra","sandbox":"`+s.netns+`"},`, 1)
 			s.prev = strings.ReplaceAll(s.prev, `"interface":1`, `"interface":2`)
 		}, []string{`interface "extra" is not captured`}},
-		"detached": {func(l *lab, s *sandbox, _ *testutil.Pod) { l.must(l.bpfNode.DetachPod(s.uid)) },
+		"detached": {func(l *lab, s *sandbox, _ *testutil.Pod) { l.detach(s.uid) },
 			[]string{"the pod is enrolled, but no programs are attached to it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestCheckGoesOnWithoutAgent(t *testing.T) {
 	l.cni("CHECK", plain, nil).wantOK(t)
 
 	// Nobody can tell whether this one should have programs.
-	l.must(l.bpfNode.DetachPod(s.uid))
+	l.detach(s.uid)
 	l.cni("CHECK", s, nil).wantError(t, types.ErrTryAgainLater, "no such socket")
 }
 

@@ -123,6 +123,12 @@ func (l *lab) must(err error) {
 	}
 }
 
+// detach takes a pod's programs away behind the back of all others, on the node's thread.
+func (l *lab) detach(id string) {
+	l.t.Helper()
+	l.must(l.node.Do(func() error { return l.bpfNode.DetachPod(id) }))
+}
+
 // knows writes what the agent last knew.
 func (l *lab) knows(namespaces ...string) {
 	l.t.Helper()

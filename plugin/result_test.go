@@ -221,7 +221,7 @@ func TestAddKnowsAddressesThatPrevResultDoesNotGiveThePod(t *testing.T) {
 			l.agent.requests()
 			o := l.cni("ADD", s, nil).wantOK(t)
 			wantSameJSON(t, []byte(o.stdout), []byte(s.prev))
-			l.must(l.bpfNode.DetachPod(s.uid))
+			l.detach(s.uid)
 			l.cni("CHECK", s, nil).wantError(t, codeDamaged, "the pod is enrolled")
 			want := fmt.Sprint(tc.want(pod))
 			for _, r := range l.agent.requests() {
