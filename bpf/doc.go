@@ -13,7 +13,8 @@
 // A [Node] is what all pods of a node share, a [Pod] is one instance of the programs. Everything lives in pins below
 // one folder of a bpffs, so it outlives the process that made it:
 //
-//	ROOT/node/         socket_tags probe_flows destinations complete
+//	ROOT/node/         socket_tags probe_flows destinations complete namespaces pod_addresses flow_events flows_lost
+//	                   host, links: probe bind4 bind6 flows, hostend_COOKIE_IFINDEX
 //	ROOT/pods/ID/      info verdicts listeners local_flows grandfathered searching, links: dispatch local
 //	                   capture_IFINDEX guard_IFINDEX
 //	ROOT/work/ID/      the lock of a pod; below it what is being built or taken away

@@ -34,7 +34,7 @@ func (n *Node) syncHostEnds(info *PodInfo, wanted bool) error {
 	for _, i := range info.HostIfindexes {
 		name := fmt.Sprintf("%s%x", hostEndPod(info.NetnsCookie), i)
 		keep[name] = true
-		if err := putHostEnd(n.hostPin(name), i, prog); err != nil {
+		if err := n.putHostEnd(name, prog); err != nil {
 			return fmt.Errorf("host's end %d: %w", i, err)
 		}
 	}
@@ -55,27 +55,69 @@ func (n *Node) loadHostEnd() (*ebpf.Program, error) {
 	return coll.DetachProgram(hostendProgHostend), nil
 }
 
-func putHostEnd(pin string, ifindex int, prog *ebpf.Program) error {
-	old, err := link.LoadPinnedLink(pin, nil)
-	if err == nil {
-		defer func() { _ = old.Close() }()
-		if target, err := targetOf(old); err == nil && target == uint64(ifindex) {
-			return old.Update(prog)
-		}
-		err = old.Unpin() // its interface is gone
+// hostEndHook tells from the name of a pin where its program belongs.
+func hostEndHook(name string) (h hook, err error) {
+	var cookie uint64
+	if _, err := fmt.Sscanf(name, hostEndPrefix+"%x_%x", &cookie, &h.ifindex); err != nil {
+		return hook{}, fmt.Errorf("pin %q: not ours: %w", name, err)
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	h.attach, h.filter = ebpf.AttachTCXEgress, fmt.Sprintf("sluice_hostend_%x", cookie)
+	return h, nil
+}
+
+func (n *Node) putHostEnd(name string, prog *ebpf.Program) error {
+	h, err := hostEndHook(name)
+	if err != nil {
 		return err
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return fmt.Errorf("probes need a cgroup2 mount or Linux 6.6 (tcx): %w", err)
+	if n.mode == AttachClsact {
+		if err := n.dropHostEnd(name); err != nil {
+			return err
+		}
+		// Pinned first, so that whoever takes it away looks for the filter.
+		if err := prog.Pin(n.hostPin(name)); err != nil {
+			return err
+		}
+		return h.setFilter(prog)
 	}
+	old, err := link.LoadPinnedLink(n.hostPin(name), nil)
+	if err == nil {
+		defer func() { _ = old.Close() }()
+		if target, err := targetOf(old); err == nil && target != 0 {
+			return old.Update(prog)
+		}
+	}
+	if err := n.dropHostEnd(name); err != nil { // its interface is gone, or it is of the other mode
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: h.ifindex, Program: prog, Attach: h.attach, Anchor: link.Head()})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = l.Close() }()
-	return l.Pin(pin)
+	return l.Pin(n.hostPin(name))
+}
+
+func (n *Node) dropHostEnd(name string) error {
+	h, err := hostEndHook(name)
+	if err != nil {
+		return err
+	}
+	old, err := loadPin(n.hostPin(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = old.Close() }()
+	if _, ok := old.(link.Link); ok {
+		return dropHostLink(n.hostPin(name))
+	}
+	if err := h.deleteFilter(); err != nil {
+		return err
+	}
+	return os.Remove(n.hostPin(name))
 }
 
 // dropHostEnds takes the program off everywhere, of all pods or of one, as the prefix says.
@@ -89,7 +131,7 @@ func (n *Node) dropHostEndsBut(prefix string, keep map[string]bool) error {
 	var errs []error
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), prefix) && !keep[e.Name()] {
-			errs = append(errs, dropHostLink(n.hostPin(e.Name())))
+			errs = append(errs, n.dropHostEnd(e.Name()))
 		}
 	}
 	return errors.Join(errs...)
