@@ -228,3 +228,27 @@ func TestAttachHostEntersThePods(t *testing.T) {
 		t.Errorf("addresses: got %v, %v, want two", addrs, err)
 	}
 }
+
+// TestRepeatedSYNIsAProbe: also when it comes so late that the record of the first one no longer counts.
+func TestRepeatedSYNIsAProbe(t *testing.T) {
+	w := newWorld(t)
+	pod := w.host.Pod(t, "pod")
+	w.enrol(t, pod, withAddresses(pod))
+	w.attachProbe(t, HookCgroup)
+	addr := netip.AddrPortFrom(pod.Addr4, 80)
+	pod.Echo(t, "app", addr.String())
+	pod.Run(t, "nft", `table ip f { chain in { type filter hook prerouting priority -300; tcp dport 80 drop; }
+	}`)
+	answer := make(chan string)
+	go func() {
+		got, err := w.host.AskFrom(addr)
+		answer <- fmt.Sprint(got.Name, err)
+	}()
+	var flow captureFlow
+	testutil.Eventually(t, time.Second, func() error { return w.maps.ProbeFlows.NextKey(nil, &flow) })
+	mustPut(t, w.maps.ProbeFlows, flow, ago(t, uint64(time.Hour)))
+	pod.Run(t, "nft", "delete", "table", "ip", "f")
+	if got, want := <-answer, fmt.Sprint("app", nil); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
