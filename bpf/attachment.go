@@ -197,7 +197,12 @@ func (a *attachment) fillSlots(p *Pod) error {
 // eachLink loads the programs and calls do for every link that the pod should have. It stays on the calling thread,
 // whose namespace is that of guard's interfaces.
 func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
-	progs := loadPrograms(&a.node.maps, p.maps, settings{captureAll: a.cfg.CaptureAll})
+	excluded, err := a.cfg.Exclude.create()
+	if err != nil {
+		return err
+	}
+	defer excluded.Close()
+	progs := loadPrograms(&a.node.maps, p.maps, excluded, a.info.settings())
 	defer progs.Close()
 	links, err := wantedLinks(a.ns, a.node.mode, progs, &a.info)
 	if err != nil {

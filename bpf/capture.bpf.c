@@ -8,6 +8,7 @@
 #include <linux/pkt_cls.h>
 
 #include "include/destinations.bpf.h"
+#include "include/exclusions.bpf.h"
 #include "include/flow.bpf.h"
 #include "include/listeners.bpf.h"
 #include "include/packet.bpf.h"
@@ -29,12 +30,18 @@ struct {
 /* True: capture every destination, as if the set of destinations were never complete. */
 volatile const bool capture_all = false;
 
+/* True: queries to port 53, over UDP and TCP, go to ztunnel's resolver. */
+volatile const bool capture_dns = false;
+
+/* True: what comes in goes to the app, and so its answers go out. */
+volatile const bool bypass_inbound = false;
+
 /* bpf2go takes these from the type information, which keeps only what is used. */
 const enum tag *unused_tag __attribute__((unused));
 const enum steering *unused_steering __attribute__((unused));
 const enum verdict *unused_verdict __attribute__((unused));
 
-/* An incomplete set captures: a mesh member must never be taken for a stranger. */
+/* An incomplete set captures: a mesh member must never be taken for a stranger. Exclusions come before this. */
 static __always_inline bool is_captured(const struct address *dst)
 {
 	return capture_all || !set_is_complete() || is_destination(dst);
@@ -231,6 +238,11 @@ static __always_inline int refuse_ipv4(struct __sk_buff *skb, const struct packe
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
+static __always_inline bool is_dns(const struct packet *packet)
+{
+	return capture_dns && packet->flow.dport == bpf_htons(STEERING_DNS_PORT);
+}
+
 struct decision {
 	enum verdict verdict;
 	enum tag tag; /* for the flow's next segments; TAG_NONE if they are to be decided anew */
@@ -239,6 +251,10 @@ struct decision {
 /* Decides a new connection, whatever its socket was used for before. */
 static __always_inline struct decision first_segment(const struct packet *packet)
 {
+	if (is_excluded(&packet->flow))
+		return (struct decision){VERDICT_EXCLUDED, TAG_PASS};
+	if (is_dns(packet))
+		return (struct decision){VERDICT_DNS_CAPTURED, TAG_LOCAL};
 	if (!is_captured(&packet->flow.dst))
 		return (struct decision){VERDICT_PASSTHROUGH, TAG_PASS};
 	return (struct decision){VERDICT_CAPTURED, TAG_LOCAL};
@@ -258,10 +274,12 @@ static __always_inline struct decision untagged_segment(struct __sk_buff *skb,
 		return (struct decision){VERDICT_PROBE_REPLY, TAG_PASS};
 	if (bpf_map_lookup_elem(&grandfathered, &from_peer))
 		return (struct decision){VERDICT_GRANDFATHERED, TAG_PASS};
+	if (bypass_inbound)
+		return (struct decision){VERDICT_BYPASS_REPLY, TAG_PASS};
 	/* Nothing to protect in it, and refusals depend on it. */
 	if (!packet->payload)
 		return (struct decision){VERDICT_STRAY_CONTROL, TAG_NONE};
-	if (!is_captured(&packet->flow.dst))
+	if (is_excluded(&packet->flow) || !is_captured(&packet->flow.dst))
 		return (struct decision){VERDICT_STRAY_PASSTHROUGH, TAG_PASS};
 	return (struct decision){VERDICT_DROP_STRAY, TAG_NONE};
 }
@@ -282,8 +300,9 @@ static __always_inline int segment(struct __sk_buff *skb, const struct packet *p
 			decision = untagged_segment(skb, packet);
 		}
 	}
-	if (decision.verdict == VERDICT_CAPTURED && is_v4(&packet->flow.dst) &&
-	    !has_listener(SLOT_OUTBOUND4))
+	if (is_v4(&packet->flow.dst) &&
+	    ((decision.verdict == VERDICT_CAPTURED && !has_listener(SLOT_OUTBOUND4)) ||
+	     (decision.verdict == VERDICT_DNS_CAPTURED && !has_listener(SLOT_DNS_TCP4))))
 		return refuse_ipv4(skb, packet);
 	count(decision.verdict);
 	if (decision.verdict >= VERDICT_FIRST_DROP)
@@ -291,6 +310,17 @@ static __always_inline int segment(struct __sk_buff *skb, const struct packet *p
 	if (decision.tag != TAG_NONE)
 		set_tag(skb, &packet->flow, decision.tag);
 	return decision.tag == TAG_LOCAL ? bounce(skb) : TC_ACT_UNSPEC;
+}
+
+/* UDP has no first packet: each query is decided anew. */
+static __always_inline int datagram(struct __sk_buff *skb, const struct packet *packet)
+{
+	if (!is_dns(packet))
+		return pass(VERDICT_NOT_TCP);
+	if (is_excluded(&packet->flow))
+		return pass(VERDICT_EXCLUDED);
+	count(VERDICT_DNS_CAPTURED);
+	return bounce(skb);
 }
 
 SEC("tcx/egress")
@@ -302,12 +332,14 @@ int capture(struct __sk_buff *skb)
 	if (is_from_proxy(skb))
 		return TC_ACT_UNSPEC;
 
-	switch (parse(skb, &packet)) {
+	switch (parse_any(skb, &packet, capture_dns)) {
 	case SHAPE_TCP:
 		return segment(skb, &packet);
+	case SHAPE_UDP:
+		return datagram(skb, &packet);
 	case SHAPE_FRAGMENT:
 		/* Ports and flags may be in another fragment, and the receiver may put them together otherwise. */
-		if (is_captured(&packet.flow.dst))
+		if (!is_excluded_address(&packet.flow.dst) && is_captured(&packet.flow.dst))
 			return drop(VERDICT_DROP_FRAGMENT);
 		return pass(VERDICT_FRAGMENT);
 	case SHAPE_MALFORMED:

@@ -18,6 +18,12 @@ type captureAddress struct {
 	Word [4]uint32
 }
 
+type captureExcludedNetwork struct {
+	_       structs.HostLayout
+	Prefix  uint32
+	Address captureAddress
+}
+
 type captureFlow struct {
 	_     structs.HostLayout
 	Src   captureAddress
@@ -40,6 +46,7 @@ const (
 	captureSteeringSTEERING_PRIORITY         captureSteering = 500
 	captureSteeringSTEERING_TABLE            captureSteering = 15008
 	captureSteeringSTEERING_HBONE_PORT       captureSteering = 15008
+	captureSteeringSTEERING_DNS_PORT         captureSteering = 53
 	captureSteeringSTEERING_LOOPBACK_IFINDEX captureSteering = 1
 )
 
@@ -72,6 +79,11 @@ const (
 	captureVerdictVERDICT_OUTBOUND           captureVerdict = 14
 	captureVerdictVERDICT_INBOUND            captureVerdict = 15
 	captureVerdictVERDICT_HBONE              captureVerdict = 16
+	captureVerdictVERDICT_EXCLUDED           captureVerdict = 17
+	captureVerdictVERDICT_DNS_CAPTURED       captureVerdict = 18
+	captureVerdictVERDICT_DNS                captureVerdict = 19
+	captureVerdictVERDICT_BYPASS_INBOUND     captureVerdict = 20
+	captureVerdictVERDICT_BYPASS_REPLY       captureVerdict = 21
 	captureVerdictVERDICT_DROP_STRAY         captureVerdict = 32
 	captureVerdictVERDICT_DROP_FRAGMENT      captureVerdict = 33
 	captureVerdictVERDICT_DROP_MALFORMED     captureVerdict = 34
@@ -90,19 +102,24 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	captureMapComplete       = "complete"
-	captureMapDestinations   = "destinations"
-	captureMapGrandfathered  = "grandfathered"
-	captureMapListeners      = "listeners"
-	captureMapProbeFlows     = "probe_flows"
-	captureMapSearching      = "searching"
-	captureMapSocketTags     = "socket_tags"
-	captureMapVerdicts       = "verdicts"
-	captureProgCapture       = "capture"
-	captureVarCaptureAll     = "capture_all"
-	captureVarUnusedSteering = "unused_steering"
-	captureVarUnusedTag      = "unused_tag"
-	captureVarUnusedVerdict  = "unused_verdict"
+	captureMapComplete         = "complete"
+	captureMapDestinations     = "destinations"
+	captureMapExcludedNetworks = "excluded_networks"
+	captureMapExcludedPorts    = "excluded_ports"
+	captureMapGrandfathered    = "grandfathered"
+	captureMapListeners        = "listeners"
+	captureMapProbeFlows       = "probe_flows"
+	captureMapSearching        = "searching"
+	captureMapSocketTags       = "socket_tags"
+	captureMapVerdicts         = "verdicts"
+	captureProgCapture         = "capture"
+	captureVarBypassInbound    = "bypass_inbound"
+	captureVarCaptureAll       = "capture_all"
+	captureVarCaptureDns       = "capture_dns"
+	captureVarHasExclusions    = "has_exclusions"
+	captureVarUnusedSteering   = "unused_steering"
+	captureVarUnusedTag        = "unused_tag"
+	captureVarUnusedVerdict    = "unused_verdict"
 )
 
 // loadCapture returns the embedded CollectionSpec for capture.
@@ -154,21 +171,26 @@ type captureProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type captureMapSpecs struct {
-	Complete      *ebpf.MapSpec `ebpf:"complete"`
-	Destinations  *ebpf.MapSpec `ebpf:"destinations"`
-	Grandfathered *ebpf.MapSpec `ebpf:"grandfathered"`
-	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
-	ProbeFlows    *ebpf.MapSpec `ebpf:"probe_flows"`
-	Searching     *ebpf.MapSpec `ebpf:"searching"`
-	SocketTags    *ebpf.MapSpec `ebpf:"socket_tags"`
-	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Complete         *ebpf.MapSpec `ebpf:"complete"`
+	Destinations     *ebpf.MapSpec `ebpf:"destinations"`
+	ExcludedNetworks *ebpf.MapSpec `ebpf:"excluded_networks"`
+	ExcludedPorts    *ebpf.MapSpec `ebpf:"excluded_ports"`
+	Grandfathered    *ebpf.MapSpec `ebpf:"grandfathered"`
+	Listeners        *ebpf.MapSpec `ebpf:"listeners"`
+	ProbeFlows       *ebpf.MapSpec `ebpf:"probe_flows"`
+	Searching        *ebpf.MapSpec `ebpf:"searching"`
+	SocketTags       *ebpf.MapSpec `ebpf:"socket_tags"`
+	Verdicts         *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // captureVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type captureVariableSpecs struct {
+	BypassInbound  *ebpf.VariableSpec `ebpf:"bypass_inbound"`
 	CaptureAll     *ebpf.VariableSpec `ebpf:"capture_all"`
+	CaptureDns     *ebpf.VariableSpec `ebpf:"capture_dns"`
+	HasExclusions  *ebpf.VariableSpec `ebpf:"has_exclusions"`
 	UnusedSteering *ebpf.VariableSpec `ebpf:"unused_steering"`
 	UnusedTag      *ebpf.VariableSpec `ebpf:"unused_tag"`
 	UnusedVerdict  *ebpf.VariableSpec `ebpf:"unused_verdict"`
@@ -194,20 +216,24 @@ func (o *captureObjects) Close() error {
 //
 // It can be passed to loadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type captureMaps struct {
-	Complete      *ebpf.Map `ebpf:"complete"`
-	Destinations  *ebpf.Map `ebpf:"destinations"`
-	Grandfathered *ebpf.Map `ebpf:"grandfathered"`
-	Listeners     *ebpf.Map `ebpf:"listeners"`
-	ProbeFlows    *ebpf.Map `ebpf:"probe_flows"`
-	Searching     *ebpf.Map `ebpf:"searching"`
-	SocketTags    *ebpf.Map `ebpf:"socket_tags"`
-	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Complete         *ebpf.Map `ebpf:"complete"`
+	Destinations     *ebpf.Map `ebpf:"destinations"`
+	ExcludedNetworks *ebpf.Map `ebpf:"excluded_networks"`
+	ExcludedPorts    *ebpf.Map `ebpf:"excluded_ports"`
+	Grandfathered    *ebpf.Map `ebpf:"grandfathered"`
+	Listeners        *ebpf.Map `ebpf:"listeners"`
+	ProbeFlows       *ebpf.Map `ebpf:"probe_flows"`
+	Searching        *ebpf.Map `ebpf:"searching"`
+	SocketTags       *ebpf.Map `ebpf:"socket_tags"`
+	Verdicts         *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *captureMaps) Close() error {
 	return _CaptureClose(
 		m.Complete,
 		m.Destinations,
+		m.ExcludedNetworks,
+		m.ExcludedPorts,
 		m.Grandfathered,
 		m.Listeners,
 		m.ProbeFlows,
@@ -221,7 +247,10 @@ func (m *captureMaps) Close() error {
 //
 // It can be passed to loadCaptureObjects or ebpf.CollectionSpec.LoadAndAssign.
 type captureVariables struct {
+	BypassInbound  *ebpf.Variable `ebpf:"bypass_inbound"`
 	CaptureAll     *ebpf.Variable `ebpf:"capture_all"`
+	CaptureDns     *ebpf.Variable `ebpf:"capture_dns"`
+	HasExclusions  *ebpf.Variable `ebpf:"has_exclusions"`
 	UnusedSteering *ebpf.Variable `ebpf:"unused_steering"`
 	UnusedTag      *ebpf.Variable `ebpf:"unused_tag"`
 	UnusedVerdict  *ebpf.Variable `ebpf:"unused_verdict"`

@@ -22,6 +22,10 @@
 /* Test runs cannot set ingress_ifindex: they set this to 0 instead, and everything is from lo. */
 volatile const __u32 loopback_ifindex = STEERING_LOOPBACK_IFINDEX;
 
+/* As in capture. */
+volatile const bool capture_dns = false;
+volatile const bool bypass_inbound = false;
+
 const enum slot *unused_slot __attribute__((unused));
 
 /* The one place that knows this context's byte orders: remote_port is in network order, local_port in the host's
@@ -77,11 +81,32 @@ refuse:
 	return SK_DROP;
 }
 
+/* Only bounced packets come in on lo: what really starts there shows the device that its route would have taken. */
+static __always_inline bool is_bounced_query(struct bpf_sk_lookup *ctx)
+{
+	return capture_dns && ctx->local_port == STEERING_DNS_PORT &&
+	       ctx->ingress_ifindex == loopback_ifindex;
+}
+
+static __always_inline int datagram(struct bpf_sk_lookup *ctx)
+{
+	struct flow flow;
+
+	if (!is_bounced_query(ctx))
+		return SK_PASS;
+	flow = flow_of(ctx);
+	if (is_loopback(&flow.dst))
+		return SK_PASS;
+	return assign(ctx, SLOT_DNS_UDP4, VERDICT_DNS);
+}
+
 SEC("sk_lookup")
 int dispatch(struct bpf_sk_lookup *ctx)
 {
 	struct flow flow;
 
+	if (ctx->protocol == IPPROTO_UDP)
+		return datagram(ctx);
 	if (ctx->protocol != IPPROTO_TCP)
 		return SK_PASS;
 	/* Not a connection: capture wants no listener. */
@@ -92,12 +117,16 @@ int dispatch(struct bpf_sk_lookup *ctx)
 		return pass(VERDICT_LOOPBACK);
 	if (is_fresh(&local_flows, &flow, LOCAL_FLOW_MAX_AGE))
 		return pass(VERDICT_LOCAL_FLOW);
+	if (is_bounced_query(ctx))
+		return assign(ctx, SLOT_DNS_TCP4, VERDICT_DNS);
 	if (ctx->ingress_ifindex == loopback_ifindex)
 		return assign(ctx, SLOT_OUTBOUND4, VERDICT_OUTBOUND);
 	if (is_fresh(&probe_flows, &flow, PROBE_FLOW_MAX_AGE))
 		return pass(VERDICT_PROBE);
 	if (ctx->local_port == STEERING_HBONE_PORT)
 		return assign(ctx, SLOT_HBONE4, VERDICT_HBONE);
+	if (bypass_inbound)
+		return pass(VERDICT_BYPASS_INBOUND);
 	return assign(ctx, SLOT_INBOUND4, VERDICT_INBOUND);
 }
 

@@ -21,6 +21,10 @@ const (
 	dispatchSlotSLOT_INBOUND6  dispatchSlot = 3
 	dispatchSlotSLOT_HBONE4    dispatchSlot = 4
 	dispatchSlotSLOT_HBONE6    dispatchSlot = 5
+	dispatchSlotSLOT_DNS_UDP4  dispatchSlot = 6
+	dispatchSlotSLOT_DNS_UDP6  dispatchSlot = 7
+	dispatchSlotSLOT_DNS_TCP4  dispatchSlot = 8
+	dispatchSlotSLOT_DNS_TCP6  dispatchSlot = 9
 	dispatchSlotSLOT_MAX       dispatchSlot = 16
 )
 
@@ -34,6 +38,8 @@ const (
 	dispatchMapSearching       = "searching"
 	dispatchMapVerdicts        = "verdicts"
 	dispatchProgDispatch       = "dispatch"
+	dispatchVarBypassInbound   = "bypass_inbound"
+	dispatchVarCaptureDns      = "capture_dns"
 	dispatchVarLoopbackIfindex = "loopback_ifindex"
 	dispatchVarUnusedSlot      = "unused_slot"
 )
@@ -98,6 +104,8 @@ type dispatchMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dispatchVariableSpecs struct {
+	BypassInbound   *ebpf.VariableSpec `ebpf:"bypass_inbound"`
+	CaptureDns      *ebpf.VariableSpec `ebpf:"capture_dns"`
 	LoopbackIfindex *ebpf.VariableSpec `ebpf:"loopback_ifindex"`
 	UnusedSlot      *ebpf.VariableSpec `ebpf:"unused_slot"`
 }
@@ -143,6 +151,8 @@ func (m *dispatchMaps) Close() error {
 //
 // It can be passed to loadDispatchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dispatchVariables struct {
+	BypassInbound   *ebpf.Variable `ebpf:"bypass_inbound"`
+	CaptureDns      *ebpf.Variable `ebpf:"capture_dns"`
 	LoopbackIfindex *ebpf.Variable `ebpf:"loopback_ifindex"`
 	UnusedSlot      *ebpf.Variable `ebpf:"unused_slot"`
 }

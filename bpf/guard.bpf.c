@@ -10,6 +10,7 @@
 #include <linux/pkt_cls.h>
 
 #include "include/destinations.bpf.h"
+#include "include/exclusions.bpf.h"
 #include "include/packet.bpf.h"
 #include "include/steering.bpf.h"
 #include "include/verdict.bpf.h"
@@ -33,11 +34,11 @@ int guard(struct __sk_buff *skb)
 	switch (parse(skb, &packet)) {
 	case SHAPE_TCP:
 		if (is_syn(&packet) && packet.flow.dport != bpf_htons(STEERING_HBONE_PORT) &&
-		    is_mesh(&packet.flow.dst))
+		    is_mesh(&packet.flow.dst) && !is_excluded(&packet.flow))
 			return drop(VERDICT_DROP_LEAK);
 		break;
 	case SHAPE_FRAGMENT:
-		if (is_mesh(&packet.flow.dst))
+		if (is_mesh(&packet.flow.dst) && !is_excluded_address(&packet.flow.dst))
 			return drop(VERDICT_DROP_LEAK_FRAGMENT);
 		break;
 	case SHAPE_HEADERS:

@@ -16,10 +16,13 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	guardMapComplete     = "complete"
-	guardMapDestinations = "destinations"
-	guardMapVerdicts     = "verdicts"
-	guardProgGuard       = "guard"
+	guardMapComplete         = "complete"
+	guardMapDestinations     = "destinations"
+	guardMapExcludedNetworks = "excluded_networks"
+	guardMapExcludedPorts    = "excluded_ports"
+	guardMapVerdicts         = "verdicts"
+	guardProgGuard           = "guard"
+	guardVarHasExclusions    = "has_exclusions"
 )
 
 // loadGuard returns the embedded CollectionSpec for guard.
@@ -71,15 +74,18 @@ type guardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardMapSpecs struct {
-	Complete     *ebpf.MapSpec `ebpf:"complete"`
-	Destinations *ebpf.MapSpec `ebpf:"destinations"`
-	Verdicts     *ebpf.MapSpec `ebpf:"verdicts"`
+	Complete         *ebpf.MapSpec `ebpf:"complete"`
+	Destinations     *ebpf.MapSpec `ebpf:"destinations"`
+	ExcludedNetworks *ebpf.MapSpec `ebpf:"excluded_networks"`
+	ExcludedPorts    *ebpf.MapSpec `ebpf:"excluded_ports"`
+	Verdicts         *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // guardVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardVariableSpecs struct {
+	HasExclusions *ebpf.VariableSpec `ebpf:"has_exclusions"`
 }
 
 // guardObjects contains all objects after they have been loaded into the kernel.
@@ -102,15 +108,19 @@ func (o *guardObjects) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardMaps struct {
-	Complete     *ebpf.Map `ebpf:"complete"`
-	Destinations *ebpf.Map `ebpf:"destinations"`
-	Verdicts     *ebpf.Map `ebpf:"verdicts"`
+	Complete         *ebpf.Map `ebpf:"complete"`
+	Destinations     *ebpf.Map `ebpf:"destinations"`
+	ExcludedNetworks *ebpf.Map `ebpf:"excluded_networks"`
+	ExcludedPorts    *ebpf.Map `ebpf:"excluded_ports"`
+	Verdicts         *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *guardMaps) Close() error {
 	return _GuardClose(
 		m.Complete,
 		m.Destinations,
+		m.ExcludedNetworks,
+		m.ExcludedPorts,
 		m.Verdicts,
 	)
 }
@@ -119,6 +129,7 @@ func (m *guardMaps) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardVariables struct {
+	HasExclusions *ebpf.Variable `ebpf:"has_exclusions"`
 }
 
 // guardPrograms contains all programs after they have been loaded into the kernel.

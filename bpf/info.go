@@ -43,9 +43,12 @@ type PodInfo struct {
 	HostIfindexes []int     `json:"hostIfindexes,omitempty"` // on the host, with guard
 	HostCookie    uint64    `json:"hostCookie,omitempty"`    // of the namespace that those are in
 	CaptureAll    bool      `json:"captureAll,omitempty"`
+	CaptureDNS    bool      `json:"captureDNS,omitempty"`
+	BypassInbound bool      `json:"bypassInbound,omitempty"`
 	IPv6          bool      `json:"ipv6,omitempty"` // IPv6 is on in the pod: rule, route and listeners are expected
 
 	Addresses []netip.Addr `json:"addresses,omitempty"` // the pod's own
+	Exclude   Exclusions   `json:"exclude,omitzero"`
 
 	// LoopbackWasOpen says that lo's accept_local was set before us, so detaching leaves it.
 	LoopbackWasOpen bool `json:"loopbackWasOpen,omitempty"`

@@ -26,6 +26,12 @@ type PodConfig struct {
 
 	// CaptureAll captures connections to every destination, in the mesh or not.
 	CaptureAll bool
+	// CaptureDNS hands queries to port 53, over UDP and TCP, to ztunnel's resolver. Needs the [DNSSlots] filled.
+	CaptureDNS bool
+	// BypassInbound leaves connections from the network to the app, mutual TLS to port 15008 excepted.
+	BypassInbound bool
+	// Exclude exempts destinations from capture, also from CaptureAll, and from guard.
+	Exclude Exclusions
 	// Grandfather exempts the connections that are open now. For pods that run already; ignored when attaching again.
 	Grandfather bool
 	// Listeners are put into their slots before the first program is attached, so that no connection is refused
@@ -47,13 +53,13 @@ func (c *PodConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("host ifindex %d is not positive", i))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Exclude.Validate())...)
 }
 
 func (c *PodConfig) info() PodInfo {
 	return PodInfo{
 		ID: c.ID, UID: c.UID, Namespace: c.Namespace, Name: c.Name, ContainerID: c.ContainerID, Network: c.Network,
 		NetnsPath: c.NetnsPath, Interfaces: c.Interfaces, HostIfindexes: c.HostIfindexes, CaptureAll: c.CaptureAll,
-		Addresses: c.Addresses,
+		Addresses: c.Addresses, CaptureDNS: c.CaptureDNS, BypassInbound: c.BypassInbound, Exclude: c.Exclude,
 	}
 }

@@ -29,18 +29,28 @@ func (p *programs) Close() {
 
 // settings are the programs' constants of one pod.
 type settings struct {
-	captureAll bool
+	captureAll    bool
+	captureDNS    bool
+	bypassInbound bool
+	hasExclusions bool
 	// everythingFromLo is for test runs, which cannot give dispatch an interface.
 	everythingFromLo bool
 }
 
-// loadPrograms loads one pod's programs over the maps of the node and of the pod, side by side: attaching is mostly
+func (i *PodInfo) settings() settings {
+	return settings{
+		captureAll: i.CaptureAll, captureDNS: i.CaptureDNS, bypassInbound: i.BypassInbound, hasExclusions: !i.Exclude.IsEmpty(),
+	}
+}
+
+// loadPrograms loads one pod's programs over the maps of the node and of the pod and their own, side by side: attaching is mostly
 // waiting for the kernel, so what is needed first can be attached while the others are verified. The caller closes the
 // result, before the maps.
-func loadPrograms(node *nodeMaps, pod *podMaps, set settings) *programs {
+func loadPrograms(node *nodeMaps, pod *podMaps, excluded *exclusionMaps, set settings) *programs {
+	shared := mapsOf(node, pod, excluded)
 	start := func(name string, spec specOf) loading {
 		wait := sync.OnceValues(func() (*ebpf.Program, error) {
-			prog, err := set.load(name, spec, node, pod)
+			prog, err := set.load(name, spec, shared)
 			if err != nil {
 				return nil, fmt.Errorf("load %s: %w", name, err)
 			}
@@ -57,7 +67,7 @@ func loadPrograms(node *nodeMaps, pod *podMaps, set settings) *programs {
 	}
 }
 
-func (s settings) load(name string, spec specOf, node *nodeMaps, pod *podMaps) (*ebpf.Program, error) {
+func (s settings) load(name string, spec specOf, shared map[string]*ebpf.Map) (*ebpf.Program, error) {
 	parsed, err := spec()
 	if err != nil {
 		return nil, err
@@ -66,7 +76,7 @@ func (s settings) load(name string, spec specOf, node *nodeMaps, pod *podMaps) (
 	if err := s.apply(parsed); err != nil {
 		return nil, fmt.Errorf("set constants: %w", err)
 	}
-	return loadProgram(parsed, name, node, pod)
+	return loadProgram(parsed, name, shared)
 }
 
 // specOf returns the content of an object file, parsed once. It must not be changed: copy it.
@@ -81,8 +91,13 @@ var (
 
 func (s settings) apply(spec *ebpf.CollectionSpec) error {
 	var errs []error
-	if v, ok := spec.Variables[captureVarCaptureAll]; ok {
-		errs = append(errs, v.Set(s.captureAll))
+	for name, value := range map[string]bool{
+		captureVarCaptureAll: s.captureAll, captureVarCaptureDns: s.captureDNS,
+		captureVarBypassInbound: s.bypassInbound, captureVarHasExclusions: s.hasExclusions,
+	} {
+		if v, ok := spec.Variables[name]; ok {
+			errs = append(errs, v.Set(value))
+		}
 	}
 	if v, ok := spec.Variables[dispatchVarLoopbackIfindex]; ok && s.everythingFromLo {
 		errs = append(errs, v.Set(uint32(0)))
@@ -90,17 +105,26 @@ func (s settings) apply(spec *ebpf.CollectionSpec) error {
 	return errors.Join(errs...)
 }
 
-func loadProgram(spec *ebpf.CollectionSpec, name string, node *nodeMaps, pod *podMaps) (*ebpf.Program, error) {
-	shared := map[string]*ebpf.Map{}
-	for _, maps := range []map[string]**ebpf.Map{node.byName(), pod.byName()} {
+// mapsOf are all maps that programs may name.
+func mapsOf(node *nodeMaps, pod *podMaps, excluded *exclusionMaps) map[string]*ebpf.Map {
+	all := map[string]*ebpf.Map{}
+	for _, maps := range []map[string]**ebpf.Map{node.byName(), pod.byName(), excluded.byName()} {
 		for name, m := range maps {
-			if want, ok := spec.Maps[name]; ok {
-				want.MaxEntries = (*m).MaxEntries() // grandfathered's differs from pod to pod
-				shared[name] = *m
-			}
+			all[name] = *m
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	return all
+}
+
+func loadProgram(spec *ebpf.CollectionSpec, name string, shared map[string]*ebpf.Map) (*ebpf.Program, error) {
+	own := map[string]*ebpf.Map{}
+	for name, want := range spec.Maps {
+		if m, ok := shared[name]; ok {
+			want.MaxEntries = m.MaxEntries() // those of some maps differ from pod to pod
+			own[name] = m
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: own})
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -26,7 +27,9 @@ type bench struct {
 	ns   *testutil.NS
 }
 
-func newBench(t testing.TB, set settings) *bench {
+func newBench(t testing.TB, set settings) *bench { return newBenchWith(t, set, Exclusions{}) }
+
+func newBenchWith(t testing.TB, set settings, exclude Exclusions) *bench {
 	t.Helper()
 	testutil.RequireRoot(t)
 	testutil.RequireKernel(t, "6.6", "tcx")
@@ -43,7 +46,13 @@ func newBench(t testing.TB, set settings) *bench {
 		}
 		t.Cleanup(func() { _ = (*m).Close() })
 	}
-	progs := loadPrograms(&b.node.maps, b.maps, set)
+	excluded, err := exclude.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(excluded.Close)
+	set.hasExclusions = !exclude.IsEmpty()
+	progs := loadPrograms(&b.node.maps, b.maps, excluded, set)
 	t.Cleanup(progs.Close)
 	for into, wait := range map[**ebpf.Program]loading{
 		&b.Capture: progs.capture, &b.Local: progs.local, &b.Dispatch: progs.dispatch, &b.Guard: progs.guard,
@@ -230,10 +239,16 @@ func TestVerdictsHaveNames(t *testing.T) {
 
 func TestSlotsHaveNames(t *testing.T) {
 	var names []string
-	for _, s := range Slots() {
+	for _, s := range slices.Concat(Slots(), DNSSlots()) {
 		names = append(names, s.String())
+		if got := strings.HasSuffix(s.String(), "6"); got != s.IsIPv6() {
+			t.Errorf("%v: IsIPv6: got %v", s, s.IsIPv6())
+		}
+		if got := strings.Contains(s.String(), "udp"); got != s.IsUDP() {
+			t.Errorf("%v: IsUDP: got %v", s, s.IsUDP())
+		}
 	}
-	want := []string{"outbound4", "outbound6", "inbound4", "inbound6", "hbone4", "hbone6"}
+	want := []string{"outbound4", "outbound6", "inbound4", "inbound6", "hbone4", "hbone6", "dnsudp4", "dnsudp6", "dnstcp4", "dnstcp6"}
 	if !slices.Equal(names, want) {
 		t.Errorf("got %v, want %v", names, want)
 	}

@@ -18,6 +18,10 @@ const (
 	SlotInbound6  = Slot(dispatchSlotSLOT_INBOUND6)
 	SlotHBONE4    = Slot(dispatchSlotSLOT_HBONE4) // connections from the network to port 15008
 	SlotHBONE6    = Slot(dispatchSlotSLOT_HBONE6)
+	SlotDNSUDP4   = Slot(dispatchSlotSLOT_DNS_UDP4) // queries that capture bounced: UDP sockets; needs IP_TRANSPARENT
+	SlotDNSUDP6   = Slot(dispatchSlotSLOT_DNS_UDP6)
+	SlotDNSTCP4   = Slot(dispatchSlotSLOT_DNS_TCP4) // the same over TCP
+	SlotDNSTCP6   = Slot(dispatchSlotSLOT_DNS_TCP6)
 )
 
 var slotNames = [...]string{
@@ -27,9 +31,16 @@ var slotNames = [...]string{
 	SlotInbound6:  "inbound6",
 	SlotHBONE4:    "hbone4",
 	SlotHBONE6:    "hbone6",
+	SlotDNSUDP4:   "dnsudp4",
+	SlotDNSUDP6:   "dnsudp6",
+	SlotDNSTCP4:   "dnstcp4",
+	SlotDNSTCP6:   "dnstcp6",
 }
 
-// Slots lists all slots.
+// DNSSlots lists the slots that a pod has beside [Slots] if its queries are captured.
+func DNSSlots() []Slot { return []Slot{SlotDNSUDP4, SlotDNSUDP6, SlotDNSTCP4, SlotDNSTCP6} }
+
+// Slots lists the slots of every pod.
 func Slots() []Slot {
 	return []Slot{SlotOutbound4, SlotOutbound6, SlotInbound4, SlotInbound6, SlotHBONE4, SlotHBONE6}
 }
@@ -42,7 +53,10 @@ func (s Slot) String() string {
 }
 
 // IsIPv6 tells the slot's family. A pod without IPv6 leaves these empty.
-func (s Slot) IsIPv6() bool { return s == SlotOutbound6 || s == SlotInbound6 || s == SlotHBONE6 }
+func (s Slot) IsIPv6() bool { return s%2 == 1 }
+
+// IsUDP tells the type of the slot's socket; the others are TCP listeners.
+func (s Slot) IsUDP() bool { return s == SlotDNSUDP4 || s == SlotDNSUDP6 }
 
 // family is the socket domain of the slot's listener.
 func (s Slot) family() int {

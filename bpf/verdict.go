@@ -30,6 +30,11 @@ const (
 	VerdictOutbound         = Verdict(captureVerdictVERDICT_OUTBOUND)
 	VerdictInbound          = Verdict(captureVerdictVERDICT_INBOUND)
 	VerdictHBONE            = Verdict(captureVerdictVERDICT_HBONE)
+	VerdictExcluded         = Verdict(captureVerdictVERDICT_EXCLUDED)
+	VerdictDNSCaptured      = Verdict(captureVerdictVERDICT_DNS_CAPTURED)
+	VerdictDNS              = Verdict(captureVerdictVERDICT_DNS)
+	VerdictBypassInbound    = Verdict(captureVerdictVERDICT_BYPASS_INBOUND)
+	VerdictBypassReply      = Verdict(captureVerdictVERDICT_BYPASS_REPLY)
 
 	VerdictDropStray        = Verdict(captureVerdictVERDICT_DROP_STRAY)
 	VerdictDropFragment     = Verdict(captureVerdictVERDICT_DROP_FRAGMENT)
@@ -58,6 +63,11 @@ var verdictNames = map[Verdict]string{
 	VerdictLocalFlow:        "local-flow",
 	VerdictProbe:            "probe",
 	VerdictOutbound:         "outbound",
+	VerdictExcluded:         "excluded",
+	VerdictDNSCaptured:      "dns-captured",
+	VerdictDNS:              "dns",
+	VerdictBypassInbound:    "bypass-inbound",
+	VerdictBypassReply:      "bypass-reply",
 	VerdictInbound:          "inbound",
 	VerdictHBONE:            "hbone",
 

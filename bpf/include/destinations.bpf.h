@@ -3,7 +3,8 @@
 
 #include "flow.bpf.h"
 
-#define MAX_DESTINATIONS (1 << 18)
+/* Buckets take 16 bytes each from the start, entries 64 as they come. */
+#define MAX_DESTINATIONS (1 << 20)
 
 /* Addresses whose connections are captured. One set per node, kept by ztunnel. */
 struct {

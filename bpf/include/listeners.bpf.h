@@ -14,7 +14,11 @@ enum slot {
 	SLOT_INBOUND6 = 3,
 	SLOT_HBONE4 = 4,
 	SLOT_HBONE6 = 5,
-	SLOT_MAX = 16, /* room for DNS and whatever comes */
+	SLOT_DNS_UDP4 = 6,
+	SLOT_DNS_UDP6 = 7,
+	SLOT_DNS_TCP4 = 8,
+	SLOT_DNS_TCP6 = 9,
+	SLOT_MAX = 16,
 };
 
 /* ztunnel's listeners in this namespace. An entry goes by itself when its socket is closed.

@@ -28,10 +28,19 @@ struct ipv6_fragment {
 	__be32 id;
 };
 
+/* RFC 768. */
+struct udp_header {
+	__be16 source;
+	__be16 dest;
+	__be16 length;
+	__be16 check;
+};
+
 enum shape {
-	SHAPE_OTHER,     /* not TCP; the packet is not filled */
-	SHAPE_TAGGED,    /* VLAN tags that the kernel has not taken off yet; nothing is valid */
-	SHAPE_TCP,       /* all of the packet is valid */
+	SHAPE_OTHER,  /* not TCP; the packet is not filled */
+	SHAPE_TAGGED, /* VLAN tags that the kernel has not taken off yet; nothing is valid */
+	SHAPE_TCP,    /* all of the packet is valid */
+	SHAPE_UDP, /* all but flags and payload is valid; only if asked for, else it is SHAPE_OTHER */
 	SHAPE_FRAGMENT,  /* may be TCP; only the addresses are valid */
 	SHAPE_MALFORMED, /* headers cut short or inconsistent; nothing is valid */
 	SHAPE_HEADERS, /* IPv6 extension headers that are not followed; only the addresses are valid */
@@ -66,18 +75,34 @@ static __always_inline enum shape parse_tcp(struct __sk_buff *skb, __u32 offset,
 	return SHAPE_TCP;
 }
 
-static __always_inline enum shape parse_ipv4(struct __sk_buff *skb, struct packet *packet)
+static __always_inline enum shape parse_udp(struct __sk_buff *skb, __u32 offset,
+					    struct packet *packet)
+{
+	struct udp_header udp;
+
+	if (!load(skb, offset, &udp, sizeof(udp)))
+		return SHAPE_OTHER; /* nobody can answer it */
+	packet->offset = offset;
+	packet->flow.sport = udp.source;
+	packet->flow.dport = udp.dest;
+	return SHAPE_UDP;
+}
+
+static __always_inline enum shape parse_ipv4(struct __sk_buff *skb, struct packet *packet,
+					     bool want_udp)
 {
 	struct iphdr ip;
 
 	if (!load(skb, 0, &ip, sizeof(ip)) || ip.version != IPV4_VERSION || ip.ihl < IPV4_MIN_IHL)
 		return SHAPE_MALFORMED;
-	if (ip.protocol != IPPROTO_TCP)
+	if (ip.protocol != IPPROTO_TCP && !(want_udp && ip.protocol == IPPROTO_UDP))
 		return SHAPE_OTHER;
 	packet->flow.src = from_v4(ip.saddr);
 	packet->flow.dst = from_v4(ip.daddr);
 	if (ip.frag_off & IPV4_FRAGMENT_BITS)
-		return SHAPE_FRAGMENT;
+		return ip.protocol == IPPROTO_TCP ? SHAPE_FRAGMENT : SHAPE_OTHER;
+	if (want_udp && ip.protocol == IPPROTO_UDP)
+		return parse_udp(skb, ip.ihl * sizeof(__be32), packet);
 	return parse_tcp(skb, ip.ihl * sizeof(__be32), bpf_ntohs(ip.tot_len), packet);
 }
 
@@ -130,7 +155,8 @@ static __always_inline enum shape parse_fragment(struct __sk_buff *skb, __u32 of
 	return SHAPE_OTHER;
 }
 
-static __always_inline enum shape parse_ipv6(struct __sk_buff *skb, struct packet *packet)
+static __always_inline enum shape parse_ipv6(struct __sk_buff *skb, struct packet *packet,
+					     bool want_udp)
 {
 	struct ipv6hdr ip;
 	__u32 position;
@@ -151,25 +177,34 @@ static __always_inline enum shape parse_ipv6(struct __sk_buff *skb, struct packe
 	}
 	if (NEXTHDR(position) == IPPROTO_TCP)
 		return parse_tcp(skb, OFFSET(position), total, packet);
+	if (want_udp && NEXTHDR(position) == IPPROTO_UDP)
+		return parse_udp(skb, OFFSET(position), packet);
 	if (NEXTHDR(position) == IPPROTO_FRAGMENT)
 		return parse_fragment(skb, OFFSET(position));
 	return is_extension(NEXTHDR(position)) ? SHAPE_HEADERS : SHAPE_OTHER;
 }
 
 /* Fills packet, which must be zero, from a packet of IP or of anything else. */
-static __always_inline enum shape parse(struct __sk_buff *skb, struct packet *packet)
+static __always_inline enum shape parse_any(struct __sk_buff *skb, struct packet *packet,
+					    bool want_udp)
 {
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		return parse_ipv4(skb, packet);
+		return parse_ipv4(skb, packet, want_udp);
 	case bpf_htons(ETH_P_IPV6):
-		return parse_ipv6(skb, packet);
+		return parse_ipv6(skb, packet, want_udp);
 	case bpf_htons(ETH_P_8021Q):
 	case bpf_htons(ETH_P_8021AD):
 		return SHAPE_TAGGED;
 	default:
 		return SHAPE_OTHER;
 	}
+}
+
+/* parse_any for those who ask for no UDP. */
+static __always_inline enum shape parse(struct __sk_buff *skb, struct packet *packet)
+{
+	return parse_any(skb, packet, false);
 }
 
 /* The first segment of a connection: SYN without ACK, whatever else is set. */

@@ -13,6 +13,7 @@ enum steering {
 	STEERING_TABLE = 15008,
 	/* Inbound port of mutual TLS, the only one that guard lets through. */
 	STEERING_HBONE_PORT = 15008,
+	STEERING_DNS_PORT = 53,
 	/* Always lo: the first device of every network namespace. */
 	STEERING_LOOPBACK_IFINDEX = 1,
 };

@@ -37,6 +37,15 @@ enum verdict {
 	VERDICT_INBOUND = 15,    /* to the inbound plaintext listener */
 	VERDICT_HBONE = 16,      /* to the HBONE listener */
 
+	/* capture, once per SYN or query. */
+	VERDICT_EXCLUDED = 17,     /* the pod's settings exempt this address or port */
+	VERDICT_DNS_CAPTURED = 18, /* a query, handed to ztunnel's resolver */
+	/* dispatch, once per query over UDP and once per connection. */
+	VERDICT_DNS = 19, /* to a DNS listener */
+	/* For pods whose inbound traffic bypasses ztunnel. */
+	VERDICT_BYPASS_INBOUND = 20, /* dispatch, once per connection: to the app */
+	VERDICT_BYPASS_REPLY = 21,   /* capture, per segment until its socket is known */
+
 	/* From here on: refused. */
 	VERDICT_DROP_STRAY = 32, /* capture: payload towards the mesh that no connection explains */
 	VERDICT_DROP_FRAGMENT = 33,  /* capture: TCP fragment towards the mesh */
