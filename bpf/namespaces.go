@@ -125,20 +125,21 @@ func (p *Pod) SetAddresses(addrs []netip.Addr) error {
 // registerAll enters every attached pod, and takes out what belongs to none: a process died between two steps, or the
 // pods are of a release that did not enter them.
 func (n *Node) registerAll() error {
-	pods, err := n.Pods()
+	// In this order: what is entered now and not listed below, while nobody attaches in between, belongs to none.
+	entered, err := n.registered()
+	busy := n.isAttaching()
+	pods, listErr := n.Pods()
+	errs := []error{err, listErr}
 	live := map[uint64]bool{}
-	errs := []error{err}
 	for i := range pods {
 		live[pods[i].NetnsCookie] = true
 		errs = append(errs, n.register(&pods[i]))
 	}
-	if err != nil {
+	if busy || listErr != nil {
 		return errors.Join(errs...) // a pod that could not be read is not gone
 	}
-	cookies, err := n.registered()
-	errs = append(errs, err)
-	for _, cookie := range cookies {
-		if !live[cookie] && !n.isAttaching() {
+	for _, cookie := range entered {
+		if !live[cookie] {
 			errs = append(errs, n.unregister(&PodInfo{NetnsCookie: cookie}))
 		}
 	}
