@@ -48,14 +48,16 @@ func TestAttachingAgainInterruptsNothing(t *testing.T) {
 			}
 		}
 	})
-	for range 20 {
-		w.attach(t, client.Pod)
+	wire := sniff(t, w.host.NS, server.HostIf)
+	for i := range 20 { // two versions of capture, in turns
+		w.attach(t, client.Pod, func(c *PodConfig) { c.CaptureAll = i%2 == 0 })
 		if err := testutil.Ping(open); err != nil {
 			t.Errorf("open connection: %v", err)
 		}
 	}
 	close(stop)
 	wg.Wait()
+	wire.wantNone(t, client.Pod, server)
 	if made < 20 {
 		t.Errorf("only %d connections were made meanwhile", made)
 	}

@@ -28,6 +28,9 @@ func (a *attachment) run() (*Pod, error) {
 	if err := errors.Join(takeDown(a.lock.newDir()), takeDown(a.lock.oldDir())); err != nil {
 		return nil, err
 	}
+	if err := addMissingMaps(a.podDir()); err != nil {
+		return nil, err
+	}
 	old, err := a.node.openPod(a.podDir())
 	if err == nil && old.info.NetnsCookie == a.info.NetnsCookie {
 		a.info.LoopbackWasOpen = old.info.LoopbackWasOpen
@@ -131,6 +134,10 @@ func (a *attachment) replace(p *Pod) error {
 	if err := a.node.register(&a.info); err != nil {
 		return err
 	}
+	migrated, err := a.migrateMaps(p)
+	if err != nil {
+		return err
+	}
 	if err := a.fillSlots(p); err != nil {
 		return err
 	}
@@ -139,11 +146,14 @@ func (a *attachment) replace(p *Pod) error {
 	}
 	fault("steered")
 	wanted := map[string]bool{}
-	err := a.eachLink(p, func(w *wantedLink) error {
+	err = a.eachLink(p, func(w *wantedLink) error {
 		wanted[w.pin] = true
 		return w.update(p.dir)
 	})
 	if err != nil {
+		return err
+	}
+	if err := commitMaps(p.dir, migrated); err != nil {
 		return err
 	}
 	pins, err := linkPins(p.dir)

@@ -67,11 +67,18 @@ func TestNodeOfAnotherVersionIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = m.Close() }()
-	if err := m.Pin(filepath.Join(root, nodeDir, captureMapComplete)); err != nil {
+	if err := m.Pin(filepath.Join(root, nodeDir, captureMapSocketTags)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadNode(root); !errors.Is(err, ebpf.ErrMapIncompatible) {
-		t.Errorf("got %v, want %v", err, ebpf.ErrMapIncompatible)
+	for name, open := range map[string]func(string) (*Node, error){"OpenNode": OpenNode, "LoadNode": func(root string) (*Node, error) { return LoadNode(root) }} {
+		if _, err := open(root); !errors.Is(err, ebpf.ErrMapIncompatible) && !errors.Is(err, ErrNotLoaded) || err == nil {
+			t.Errorf("%s: got %v, want %v", name, err, ebpf.ErrMapIncompatible)
+		}
+	}
+	if now, err := ebpf.LoadPinnedMap(filepath.Join(root, nodeDir, captureMapSocketTags), nil); err != nil || now.MaxEntries() != 7 {
+		t.Errorf("the map was replaced: %v, %v", now, err)
+	} else {
+		_ = now.Close()
 	}
 }
 

@@ -59,7 +59,11 @@ func (p *Pod) checkNetns() error {
 }
 
 func (p *Pod) checkCapture(c Capture) error {
-	if err := p.checkLink(capturePin(c.Ifindex), uint64(c.Ifindex)); err != nil {
+	err := p.checkLink(capturePin(c.Ifindex), uint64(c.Ifindex))
+	if err == nil {
+		err = p.checkMaps(capturePin(c.Ifindex))
+	}
+	if err != nil {
 		return fmt.Errorf("interface %q: %w", c.Name, err)
 	}
 	return nil

@@ -15,8 +15,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// infoVersion is the version of PodInfo's encoding that this code writes, and the only one it reads.
-const infoVersion = 1
+// infoVersion is the version of PodInfo's encoding that this code writes, and the highest that it reads. Version 1 had
+// neither attach modes nor settings beyond CaptureAll: an older release must not attach what has them.
+const infoVersion = 2
 
 // maxInfoBytes is the size of the record. A PodInfo of five interfaces and long names takes about 1 KiB.
 const maxInfoBytes = 4096
@@ -70,6 +71,15 @@ func (i *PodInfo) ifindexes() []int {
 	return slices.Compact(all)
 }
 
+// config is what AttachPod was called with, but for listeners.
+func (i *PodInfo) config() PodConfig {
+	return PodConfig{
+		ID: i.ID, UID: i.UID, Namespace: i.Namespace, Name: i.Name, ContainerID: i.ContainerID, Network: i.Network,
+		NetnsPath: i.NetnsPath, Interfaces: i.Interfaces, HostIfindexes: i.HostIfindexes, CaptureAll: i.CaptureAll,
+		Addresses: i.Addresses, CaptureDNS: i.CaptureDNS, BypassInbound: i.BypassInbound, Exclude: i.Exclude,
+	}
+}
+
 // infoSpec is a map of one record: a bpffs holds no files.
 func infoSpec() *ebpf.MapSpec {
 	return &ebpf.MapSpec{Name: "info", Type: ebpf.Array, KeySize: 4, ValueSize: maxInfoBytes, MaxEntries: 1}
@@ -107,8 +117,8 @@ func readInfo(m *ebpf.Map) (PodInfo, error) {
 	if err := json.Unmarshal(text, &record); err != nil {
 		return PodInfo{}, fmt.Errorf("%w: %w: recreate the pod", errForeignInfo, err)
 	}
-	if record.Version != infoVersion {
-		return record.PodInfo, fmt.Errorf("%w: version %d, want %d: run the release that attached the pod, or recreate the pod",
+	if record.Version < 1 || record.Version > infoVersion {
+		return record.PodInfo, fmt.Errorf("%w: version %d, want at most %d: run the release that attached the pod, or recreate the pod",
 			errForeignInfo, record.Version, infoVersion)
 	}
 	return record.PodInfo, nil

@@ -55,9 +55,12 @@ type Node struct {
 
 // LoadNode returns the node pinned below root, after creating what is missing of it.
 //
-// root need not exist, but must be on a bpffs. Maps of another shape than ours are an error wrapping
-// [ebpf.ErrMapIncompatible]; nothing is deleted. The node's attach mode is decided here, for all who open it. The caller
+// root need not exist, but must be on a bpffs. The node's attach mode is decided here, for all who open it. The caller
 // closes the Node; the pins stay.
+//
+// Maps whose shape an older release made are replaced, and the programs of attached pods with them, in place; the set of
+// destinations is then incomplete until somebody completes it. Processes that opened the node before must open it again.
+// Pins of a newer release are an error wrapping [ErrNewerRelease], and untouched.
 func LoadNode(root string, opts ...Option) (*Node, error) {
 	n, err := loadNode(root, opts)
 	if err != nil {
@@ -96,6 +99,14 @@ func loadNode(root string, opts []Option) (*Node, error) {
 			return nil, err
 		}
 	}
+	spec, err := captureSpec()
+	if err != nil {
+		return nil, err
+	}
+	migrated, err := migrateNode(root, spec.Maps)
+	if err != nil {
+		return nil, err
+	}
 	n, err := openNode(root, createPinned)
 	if err != nil {
 		return nil, err
@@ -104,6 +115,10 @@ func loadNode(root string, opts []Option) (*Node, error) {
 	if err := writeSettings(root, settings); err != nil {
 		_ = n.Close()
 		return nil, err
+	}
+	if migrated {
+		// What fails here goes on capturing everything by the old maps; Check names it, attaching again repairs it.
+		_ = n.reload()
 	}
 	return n, nil
 }

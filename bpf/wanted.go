@@ -203,3 +203,21 @@ func loadPin(path string) (pin.Pinner, error) {
 	_ = p.Close()
 	return nil, fmt.Errorf("pin %q: neither a link nor a program", path)
 }
+
+// pinnedProgram opens what a pin's link or filter runs.
+func pinnedProgram(path string) (*ebpf.Program, error) {
+	p, err := loadPin(path)
+	if err != nil {
+		return nil, err
+	}
+	l, ok := p.(link.Link)
+	if !ok {
+		return p.(*ebpf.Program), nil
+	}
+	defer func() { _ = l.Close() }()
+	info, err := l.Info()
+	if err != nil {
+		return nil, err
+	}
+	return ebpf.NewProgramFromID(info.Program)
+}
