@@ -137,8 +137,10 @@ static __always_inline enum flow_path path_of(struct bpf_sock *sk, const struct 
 		return PATH_DELIVERY;
 	if (bpf_map_lookup_elem(&probe_flows, &back))
 		return PATH_PROBE;
-	/* dispatch leaves only probes and what comes from lo to apps; the tag follows with the first segment. */
-	return tag == TAG_NONE ? PATH_DELIVERY : PATH_UNKNOWN;
+	/* dispatch leaves only probes and what comes from lo to apps, unless the pod is to be left alone; that tag
+	 * comes with the first segment.
+	 */
+	return tag == TAG_PASS ? PATH_PASSTHROUGH : PATH_DELIVERY;
 }
 
 /* The kernel counts a SYN and a FIN like a byte each. before is the socket's state, the old one while it changes. */

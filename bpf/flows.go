@@ -38,8 +38,8 @@ type FlowPath uint8
 const (
 	FlowUnknown     = FlowPath(flowsFlowPathPATH_UNKNOWN)     // out, but by no device with capture; or not known yet
 	FlowCaptured    = FlowPath(flowsFlowPathPATH_CAPTURED)    // out, to ztunnel
-	FlowPassthrough = FlowPath(flowsFlowPathPATH_PASSTHROUGH) // out, as it is
-	FlowDelivery    = FlowPath(flowsFlowPathPATH_DELIVERY)    // in, from ztunnel
+	FlowPassthrough = FlowPath(flowsFlowPathPATH_PASSTHROUGH) // out, as it is; in, to a pod whose inbound is left alone, except in FlowOpen
+	FlowDelivery    = FlowPath(flowsFlowPathPATH_DELIVERY)    // in, from ztunnel; in FlowOpen also what turns out to be FlowPassthrough
 	FlowProbe       = FlowPath(flowsFlowPathPATH_PROBE)       // in, from a process of the host
 	FlowLocal       = FlowPath(flowsFlowPathPATH_LOCAL)       // from the pod to itself
 )
