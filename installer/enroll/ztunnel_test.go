@@ -32,14 +32,14 @@ type ztunnel struct {
 	dead   bool
 	pods   map[string]map[string]*net.TCPListener // uid -> slot
 	events []string
-	conns  []net.Conn
+	conns  map[string][]net.Conn // by uid
 	// pending are pods to be tried again; named are those of the snapshot so far, nil once it is complete.
 	pending, named map[string]bool
 }
 
 func (l *lab) ztunnel(name string, tune ...func(*ztunnel)) *ztunnel {
 	l.t.Helper()
-	z := &ztunnel{l: l, name: name, pods: map[string]map[string]*net.TCPListener{}}
+	z := &ztunnel{l: l, name: name, pods: map[string]map[string]*net.TCPListener{}, conns: map[string][]net.Conn{}}
 	for _, f := range tune {
 		f(z)
 	}
@@ -165,7 +165,7 @@ func (z *ztunnel) takeListeners(ctx context.Context, uid string) error {
 			return err
 		}
 		fresh[resp.Slots[i]] = ln.(*net.TCPListener)
-		z.wg.Go(func() { z.accept(ln, resp.Slots[i]) })
+		z.wg.Go(func() { z.accept(ln, uid, resp.Slots[i]) })
 	}
 	for _, ln := range held {
 		_ = ln.Close()
@@ -190,7 +190,7 @@ func (z *ztunnel) setRefuse(text string) {
 	z.refuse = text
 }
 
-func (z *ztunnel) accept(ln net.Listener, slot string) {
+func (z *ztunnel) accept(ln net.Listener, uid, slot string) {
 	for {
 		c, err := ln.Accept()
 		if err != nil {
@@ -198,7 +198,7 @@ func (z *ztunnel) accept(ln net.Listener, slot string) {
 		}
 		fmt.Fprintf(c, "%s %s %s\n", z.name, slot, c.LocalAddr())
 		z.mu.Lock()
-		z.conns = append(z.conns, c)
+		z.conns[uid] = append(z.conns[uid], c)
 		z.mu.Unlock()
 	}
 }
@@ -241,6 +241,14 @@ func (z *ztunnel) drop(uid string) {
 		_ = ln.Close()
 	}
 	delete(z.pods, uid)
+	z.hangUpLocked(uid) // They would keep the pod's namespace alive.
+}
+
+func (z *ztunnel) hangUpLocked(uid string) {
+	for _, c := range z.conns[uid] {
+		_ = c.Close()
+	}
+	delete(z.conns, uid)
 }
 
 func (z *ztunnel) note(event string) {
@@ -294,8 +302,8 @@ func (z *ztunnel) closeLocked() {
 			_ = ln.Close()
 		}
 	}
-	for _, c := range z.conns {
-		_ = c.Close()
+	for uid := range z.conns {
+		z.hangUpLocked(uid)
 	}
-	z.pods, z.conns = map[string]map[string]*net.TCPListener{}, nil
+	z.pods = map[string]map[string]*net.TCPListener{}
 }
