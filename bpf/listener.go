@@ -12,8 +12,8 @@ import (
 
 // SetListener puts a listening socket into a slot, in place of the one there; connections change over without a gap.
 //
-// The socket must be plain TCP (not MPTCP), of the slot's family and of the pod's network namespace, and transparent
-// for an outbound slot: otherwise connections would be lost silently. The caller keeps fd; the slot empties when the
+// The socket must be plain TCP (not MPTCP), or UDP where the slot says so, of the slot's family and of the pod's network
+// namespace, and transparent for a slot of what capture bounces: otherwise connections would be lost silently. The caller keeps fd; the slot empties when the
 // last descriptor of the socket is closed.
 func (p *Pod) SetListener(s Slot, fd int) error {
 	if err := p.checkListener(s, fd); err != nil {
@@ -54,16 +54,20 @@ func (p *Pod) checkListener(s Slot, fd int) error {
 		level, opt int
 		want       int
 	}
-	options := []option{
-		{"protocol is not plain TCP but", unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP},
-		{"not listening: accepting", unix.SOL_SOCKET, unix.SO_ACCEPTCONN, 1},
-		{"family is not the slot's but", unix.SOL_SOCKET, unix.SO_DOMAIN, s.family()},
+	options := []option{{"family is not the slot's but", unix.SOL_SOCKET, unix.SO_DOMAIN, s.family()}}
+	if s.IsUDP() {
+		options = append(options, option{"protocol is not UDP but", unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_UDP})
+	} else {
+		options = append(options,
+			option{"protocol is not plain TCP but", unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP},
+			option{"not listening: accepting", unix.SOL_SOCKET, unix.SO_ACCEPTCONN, 1})
 	}
-	if s == SlotOutbound4 {
-		options = append(options, option{"not transparent: IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1})
-	}
-	if s == SlotOutbound6 {
+	switch {
+	case !s.isBounced():
+	case s.IsIPv6():
 		options = append(options, option{"not transparent: IPV6_TRANSPARENT", unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1})
+	default:
+		options = append(options, option{"not transparent: IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1})
 	}
 	for _, o := range options {
 		got, err := unix.GetsockoptInt(fd, o.level, o.opt)

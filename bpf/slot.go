@@ -58,6 +58,9 @@ func (s Slot) IsIPv6() bool { return s%2 == 1 }
 // IsUDP tells the type of the slot's socket; the others are TCP listeners.
 func (s Slot) IsUDP() bool { return s == SlotDNSUDP4 || s == SlotDNSUDP6 }
 
+// isBounced tells slots of what capture sends back into the pod, for addresses that are not the pod's.
+func (s Slot) isBounced() bool { return s <= SlotOutbound6 || s >= SlotDNSUDP4 }
+
 // family is the socket domain of the slot's listener.
 func (s Slot) family() int {
 	if s.IsIPv6() {
