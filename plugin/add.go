@@ -120,6 +120,9 @@ func (e *enrolment) attach(node *bpf.Node, before bpf.PodInfo) error {
 		Interfaces:    names(e.pod.Interfaces),
 		HostIfindexes: hostEnds(e.pod.Interfaces),
 		CaptureAll:    e.decision.CaptureAll,
+		CaptureDNS:    e.decision.CaptureDNS,
+		BypassInbound: e.decision.BypassInbound,
+		Exclude:       bpf.Exclusions{CIDRs: e.decision.ExcludeCIDRs, Ports: e.decision.ExcludePorts},
 		Addresses:     addresses(before.Addresses, e.decision.Interfaces, e.pod.Interfaces),
 	})
 	e.attached = err == nil && !e.again

@@ -87,6 +87,9 @@ func attach(node *bpf.Node, info bpf.PodInfo) error {
 		Interfaces:    info.Interfaces,
 		HostIfindexes: info.HostIfindexes,
 		CaptureAll:    info.CaptureAll,
+		CaptureDNS:    info.CaptureDNS,
+		BypassInbound: info.BypassInbound,
+		Exclude:       info.Exclude,
 		Addresses:     info.Addresses,
 	})
 	if err != nil {

@@ -21,7 +21,9 @@ func podConfig(p *pod, interfaces []nodeapi.Interface, s Settings) bpf.PodConfig
 	c := bpf.PodConfig{
 		ID: pinID(p.id()), UID: p.sandbox.UID, Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, ContainerID: p.id(),
 		Network: p.sandbox.Network, NetnsPath: p.sandbox.Netns,
-		CaptureAll: s.CaptureAll, Addresses: []netip.Addr{},
+		CaptureAll: s.CaptureAll, CaptureDNS: s.CaptureDNS, BypassInbound: s.BypassInbound,
+		Exclude:   bpf.Exclusions{CIDRs: s.ExcludeCIDRs, Ports: s.ExcludePorts},
+		Addresses: []netip.Addr{},
 	}
 	for _, i := range interfaces {
 		if i.Name == "lo" {
@@ -40,11 +42,17 @@ func podConfig(p *pod, interfaces []nodeapi.Interface, s Settings) bpf.PodConfig
 
 // attachedSettings are those that a pod's programs have; configuredSettings those that they will have.
 func attachedSettings(info bpf.PodInfo) Settings {
-	return Settings{CaptureAll: info.CaptureAll}
+	return Settings{
+		CaptureAll: info.CaptureAll, CaptureDNS: info.CaptureDNS, BypassInbound: info.BypassInbound,
+		ExcludeCIDRs: info.Exclude.CIDRs, ExcludePorts: info.Exclude.Ports,
+	}
 }
 
 func configuredSettings(c bpf.PodConfig) Settings {
-	return Settings{CaptureAll: c.CaptureAll}
+	return Settings{
+		CaptureAll: c.CaptureAll, CaptureDNS: c.CaptureDNS, BypassInbound: c.BypassInbound,
+		ExcludeCIDRs: c.Exclude.CIDRs, ExcludePorts: c.Exclude.Ports,
+	}
 }
 
 func ztunnelPod(p *pod, ns *netns.NS, account string) ztunnels.Pod {

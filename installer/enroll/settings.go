@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
@@ -22,9 +23,6 @@ const (
 	annotationExcludeCIDRs  = "sluice.dev/exclude-outbound-cidrs"
 	annotationExcludePorts  = "sluice.dev/exclude-outbound-ports"
 )
-
-// maxExclusions bounds each list of exclusions, as the datapath does.
-const maxExclusions = 64
 
 // Settings say how a pod is captured.
 type Settings struct {
@@ -140,8 +138,8 @@ func parseList[T any](list, allowed string, parse func(word string) (T, bool)) (
 		}
 		all = append(all, v)
 	}
-	if len(all) > maxExclusions {
-		return nil, fmt.Errorf("has %d entries, at most %d are allowed", len(all), maxExclusions)
+	if len(all) > bpf.MaxExclusions {
+		return nil, fmt.Errorf("has %d entries, at most %d are allowed", len(all), bpf.MaxExclusions)
 	}
 	return all, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
@@ -47,7 +48,7 @@ func TestBadAnnotationIsNamedWithWhatIsAllowed(t *testing.T) {
 		{annotationExcludePorts, "http", `"http" is not a port from 1 to 65535`},
 		{annotationExcludePorts, "0", `"0" is not a port`},
 		{annotationExcludePorts, "65536", `"65536" is not a port`},
-		{annotationExcludePorts, strings.TrimSuffix(strings.Repeat("1,", 65), ","), "has 65 entries, at most 64 are allowed"},
+		{annotationExcludePorts, strings.TrimSuffix(strings.Repeat("1,", bpf.MaxExclusions+1), ","), fmt.Sprintf("at most %d are allowed", bpf.MaxExclusions)},
 	} {
 		_, err := settingsOf(Settings{}, map[string]string{tc.annotation: tc.value, annotationExcludePorts + "x": "ignored"})
 		if err == nil || !strings.Contains(err.Error(), "annotation "+tc.annotation+": ") || !strings.Contains(err.Error(), tc.want) {
@@ -91,6 +92,31 @@ func TestAnnotationsOfRunningPodAreFollowed(t *testing.T) {
 	}
 	s.annotate(annotationCapture, "mesh")
 	s.wantSettings(Settings{}, "")
+	s.annotate(annotationExcludePorts, "53,443")
+	s.wantSettings(Settings{ExcludePorts: []uint16{53, 443}}, "")
+	s.annotate(annotationExcludeCIDRs, "10.0.0.0/8")
+	s.wantSettings(Settings{ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, "")
+	s.annotate(annotationBypassInbound, "true")
+	s.wantSettings(Settings{BypassInbound: true}, "")
+}
+
+func TestSettingsAreInForceOnceADDReturns(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Settings.ExcludePorts = []uint16{5432} })
+	z := l.ztunnel("z")
+	s, peer := l.pod("mesh", "p"), l.pod("plain", "peer")
+	s.annotate(annotationExcludeCIDRs, peer.Addr4.String())
+	s.mustAdd()
+	peer.Echo(t, "peer", "[::]:5432")
+	peer.Echo(t, "peer", "[::]:80")
+	for addr, passes := range map[netip.AddrPort]bool{
+		netip.AddrPortFrom(peer.Addr4, 80): true, netip.AddrPortFrom(peer.Addr6, 80): false, netip.AddrPortFrom(peer.Addr6, 5432): true,
+	} {
+		if !passes {
+			s.wantGreeting(addr, z.name+" outbound")
+		} else if got, err := s.AskFrom(addr); err != nil || got.Name != "peer" {
+			t.Errorf("%s: got %+v, %v, want the peer itself", addr, got, err)
+		}
+	}
 }
 
 func TestPodWithBadAnnotationDoesNotStart(t *testing.T) {

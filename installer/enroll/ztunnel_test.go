@@ -246,6 +246,7 @@ func (z *ztunnel) drop(uid string) {
 
 func (z *ztunnel) hangUpLocked(uid string) {
 	for _, c := range z.conns[uid] {
+		_ = c.(*net.TCPConn).SetLinger(0) // A FIN that a vanished pod cannot send keeps its namespace for minutes.
 		_ = c.Close()
 	}
 	delete(z.conns, uid)
