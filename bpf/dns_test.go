@@ -22,8 +22,7 @@ import (
 // resolver stands for ztunnel's in one pod: it answers each query with "dns@ORIGINAL-DESTINATION", from there.
 type resolver struct {
 	*proxy
-	t     *testing.T
-	conns []*net.UDPConn
+	t *testing.T
 }
 
 func newResolver(t *testing.T, e *enrolled) *resolver {
@@ -40,16 +39,12 @@ func newResolver(t *testing.T, e *enrolled) *resolver {
 			continue
 		}
 		c := r.socket(addr, true)
-		go r.serveUDP(c, s.IsIPv6())
+		t.Cleanup(func() { _ = c.Close() })
+		go r.serveUDP(c)
 		if err := e.bpf.SetListener(s, udpFD(t, c)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() {
-		for _, c := range r.conns {
-			_ = c.Close()
-		}
-	})
 	return r
 }
 
@@ -75,11 +70,10 @@ func (r *resolver) socket(addr netip.AddrPort, wantDestination bool) *net.UDPCon
 		r.t.Error(err)
 		return nil
 	}
-	r.conns = append(r.conns, c.(*net.UDPConn))
 	return c.(*net.UDPConn)
 }
 
-func (r *resolver) serveUDP(c *net.UDPConn, ipv6 bool) {
+func (r *resolver) serveUDP(c *net.UDPConn) {
 	query, control := make([]byte, 512), make([]byte, 512)
 	for {
 		n, cn, _, client, err := c.ReadMsgUDPAddrPort(query, control)
