@@ -45,8 +45,8 @@ func Start(members []netip.Addr, points ...Point) (*Watch, error) {
 	return w, nil
 }
 
-// SetMembers says which addresses are in the mesh from now on. Call it with the address left out before a pod leaves the
-// mesh, and with it again after the pod has come back.
+// SetMembers says which addresses are in the mesh from now on. Call it with none before a pod under watch leaves the mesh,
+// and with all again after it has come back: what begins meanwhile may go on in clear.
 func (w *Watch) SetMembers(members ...netip.Addr) { w.judge.setMembers(members) }
 
 // Allow exempts a connection that was open before its ends were enrolled.
