@@ -149,3 +149,16 @@ func TestFailedEnrolmentTakesOffOnlyWhatItPutOn(t *testing.T) {
 	half.eventuallyIs("served", "")
 	running.eventuallyIs("served", "")
 }
+
+func TestSecondNetworkLeavesNoProgramsOfADeadADD(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Resync = time.Hour })
+	s := l.pod("mesh", "p")
+	if _, err := s.decideAndAttach(); err != nil { // And no more.
+		t.Fatal(err)
+	}
+	l.enrolNamespace("mesh", false)
+	l.must(s.secondNetwork().add())
+	if st := s.status(); s.attached() || st.Phase != string(known) {
+		t.Errorf("attached %v, %s", s.attached(), st.Phase)
+	}
+}

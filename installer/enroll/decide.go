@@ -89,7 +89,9 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 			p = newPod(old.sandbox, at)
 		}
 		p.interfaces = all
-		if err := e.forget(context.Background(), old, old.netns != at); err != nil {
+		// An ADD that died half-way may have attached what is not wanted any more.
+		detach := old.netns != at || !enrolled && e.phaseOf(old) != known
+		if err := e.forget(context.Background(), old, detach); err != nil {
 			return nil, err
 		}
 	}
