@@ -26,12 +26,29 @@ func (n *Node) Destinations() *Destinations {
 // Add puts addresses into the set. IPv4 and IPv4-mapped IPv6 addresses are the same. If one does not fit, the set is
 // marked incomplete, so that its connections are captured all the same, and an error is returned.
 func (d *Destinations) Add(addrs ...netip.Addr) error {
-	for _, addr := range addrs {
-		if err := d.set.Put(addr.As16(), uint8(1)); err != nil {
-			return errors.Join(fmt.Errorf("add destination %v: %w", addr, err), d.SetComplete(false))
+	values := make([]uint8, min(len(addrs), batchSize))
+	for i := range values {
+		values[i] = 1
+	}
+	for chunk := range slices.Chunk(addrs, batchSize) {
+		keys := keysOf(chunk)
+		done, err := d.set.BatchUpdate(keys, values[:len(keys)], nil)
+		if err != nil {
+			return errors.Join(fmt.Errorf("add destination %v: %w", chunk[min(done, len(chunk)-1)], err), d.SetComplete(false))
 		}
 	}
 	return nil
+}
+
+// batchSize is how many entries one system call reads or writes (Linux 5.6).
+const batchSize = 4096
+
+func keysOf(addrs []netip.Addr) [][16]byte {
+	keys := make([][16]byte, len(addrs))
+	for i, a := range addrs {
+		keys[i] = a.As16()
+	}
+	return keys
 }
 
 // Remove takes addresses out of the set. Addresses that are not in it are no error.
@@ -69,17 +86,20 @@ func (d *Destinations) Complete() (bool, error) {
 
 // List returns the set, sorted, IPv4 addresses as such. While another process changes it some may be missing.
 func (d *Destinations) List() ([]netip.Addr, error) {
-	var (
-		addrs []netip.Addr
-		key   [16]byte
-		value uint8
-	)
-	iter := d.set.Iterate()
-	for iter.Next(&key, &value) {
-		addrs = append(addrs, netip.AddrFrom16(key).Unmap())
-	}
-	if err := iter.Err(); err != nil {
-		return nil, fmt.Errorf("list destinations: %w", err)
+	var addrs []netip.Addr
+	var cursor ebpf.MapBatchCursor
+	keys, values := make([][16]byte, batchSize), make([]uint8, batchSize)
+	for {
+		n, err := d.set.BatchLookup(&cursor, keys, values, nil)
+		for _, key := range keys[:n] {
+			addrs = append(addrs, netip.AddrFrom16(key).Unmap())
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // the end
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list destinations: %w", err)
+		}
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return addrs, nil

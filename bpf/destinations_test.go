@@ -4,11 +4,14 @@ package bpf
 
 import (
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 func TestDestinations(t *testing.T) {
@@ -42,6 +45,76 @@ func TestDestinations(t *testing.T) {
 			t.Errorf("complete: got %v, %v, want %v", got, err, want)
 		}
 	}
+}
+
+// million are so many addresses, half of them IPv6.
+func million() []netip.Addr {
+	all := make([]netip.Addr, 0, 1<<20)
+	for i := range cap(all) {
+		b := [16]byte{0xfd, 1, 12: byte(i >> 24), 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}
+		if i%2 == 0 {
+			b = [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)}
+		}
+		all = append(all, netip.AddrFrom16(b).Unmap())
+	}
+	return all
+}
+
+func TestAMillionDestinationsFit(t *testing.T) {
+	w := newWorld(t)
+	d, all := w.Destinations(), million()
+	if err := d.Add(all...); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	if !slices.Equal(got, all) {
+		t.Errorf("got %d addresses, want the %d added", len(got), len(all))
+	}
+	if err := d.SetComplete(true); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, d.Add(netip.MustParseAddr("192.0.2.1")), "add destination 192.0.2.1")
+	if got, err := d.Complete(); got || err != nil {
+		t.Errorf("complete after an overflow: got %v, %v, want false", got, err)
+	}
+	if err := d.Remove(all...); err != nil {
+		t.Error(err)
+	}
+}
+
+// BenchmarkDestinations is a million addresses, written and read, and what they take.
+func BenchmarkDestinations(b *testing.B) {
+	testutil.RequireRoot(b)
+	n, err := LoadNode(filepath.Join(testutil.BPFFS(b), "sluice", "v1"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = n.Close() }()
+	d, all := n.Destinations(), million()
+	b.Run("add", func(b *testing.B) {
+		for b.Loop() {
+			if err := d.Add(all...); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(len(all))*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+		if info, err := n.maps.Destinations.Info(); err == nil {
+			if bytes, ok := info.Memlock(); ok {
+				b.ReportMetric(float64(bytes)/(1<<20), "MiB")
+			}
+		}
+	})
+	b.Run("list", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := d.List(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 // TestDestinationThatDoesNotFitIsCaptured: an overflow of the set must not turn into a bypass.
