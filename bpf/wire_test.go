@@ -23,6 +23,7 @@ type wire struct {
 	flows   map[captureFlow]int            // packets
 	clients map[netip.Addr]map[uint16]bool // ports (network order) that SYNs came from
 	data    map[captureFlow]int            // bytes of payload
+	opened  map[captureFlow]bool           // had a SYN
 	done    chan struct{}
 }
 
@@ -33,7 +34,7 @@ func htons(v uint16) uint16 { return portBE(v) }
 func sniff(t *testing.T, ns *testutil.NS, dev string) *wire {
 	t.Helper()
 	w := &wire{
-		flows: map[captureFlow]int{}, data: map[captureFlow]int{},
+		flows: map[captureFlow]int{}, data: map[captureFlow]int{}, opened: map[captureFlow]bool{},
 		clients: map[netip.Addr]map[uint16]bool{}, done: make(chan struct{}),
 	}
 	index := ns.Ifindex(t, dev)
@@ -108,6 +109,7 @@ func (w *wire) record(b []byte, total int) {
 			w.clients[src] = map[uint16]bool{}
 		}
 		w.clients[src][flow.Sport] = true
+		w.opened[flow] = true
 	}
 }
 
@@ -154,6 +156,22 @@ func (w *wire) wantAtMost(t *testing.T, from, to *testutil.Pod, ok func(payload 
 			if flow.Src == newAddress(from.Addr(family)) && flow.Dst == newAddress(to.Addr(family)) && !ok(w.data[flow]) {
 				t.Errorf("on the wire: %d packets %s, %d bytes of payload", n, describe(flow), w.data[flow])
 			}
+		}
+	}
+}
+
+// wantNoneTo checks that nobody opened a connection to a pod or sent it payload, and that from sent nothing at all.
+func (w *wire) wantNoneTo(t *testing.T, from, to *testutil.Pod) {
+	t.Helper()
+	w.wantNone(t, from, to)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for flow, n := range w.flows {
+		if flow.Dst != newAddress(to.Addr4) && flow.Dst != newAddress(to.Addr6) {
+			continue
+		}
+		if w.data[flow] > 0 || w.opened[flow] {
+			t.Errorf("on the wire: %d packets %s, %d bytes of payload, SYN %t", n, describe(flow), w.data[flow], w.opened[flow])
 		}
 	}
 }
