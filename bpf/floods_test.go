@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+// TestFloodsOfAPodsOwnConnections: a pod connects to itself as fast as it can, which fills local_flows over and over.
+// Deliveries go on, and what comes from the network still meets the proxy.
+func TestFloodsOfAPodsOwnConnections(t *testing.T) {
+	w := newWorld(t)
+	client, pod := w.host.Pod(t, "client"), w.enrol(t, w.host.Pod(t, "pod"))
+	pod.proxy.deliver.Store(true)
+	w.mesh(t, pod.Pod)
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	for _, family := range []string{"4", "6"} {
+		flood.Go(func() {
+			for port := uint16(20000); ctx.Err() == nil; port++ {
+				c, err := pod.Dial(ctx, "tcp", netip.AddrPortFrom(pod.Addr(family), max(port, 20000)).String())
+				if err == nil {
+					_ = c.Close()
+				}
+			}
+		})
+	}
+	defer flood.Wait()
+	defer cancel()
+	pod.wantVerdict(t, VerdictLocalRecorded, 1)
+	eachFamily(t, func(t *testing.T, family string) {
+		addr := netip.AddrPortFrom(pod.Addr(family), 80)
+		pod.Echo(t, "app", addr.String())
+		for range 100 {
+			wantAnswer(t, client.NS, addr, "app", client.Addr(family))
+		}
+	})
+	cancel()
+	flood.Wait()
+	pod.wantVerdict(t, VerdictLocalRecorded, 2*1024)
+	if in, passed := pod.count(t, VerdictInbound), pod.count(t, VerdictProbe); in < 200 || passed > 0 {
+		t.Errorf("from the network: %d to the proxy, want at least 200; %d passed", in, passed)
+	}
+}
+
+// TestListenersHiddenAddressesAreOutOfReach: neither a neighbour, nor the host, nor the pod itself gets a connection to
+// the proxy's listeners by their own addresses.
+func TestListenersHiddenAddressesAreOutOfReach(t *testing.T) {
+	w := newWorld(t)
+	pod, neighbour := w.enrol(t, w.host.Pod(t, "pod")), w.host.Pod(t, "neighbour")
+	w.mesh(t, pod.Pod)
+	for _, ipv6 := range []bool{false, true} {
+		addr := hidden[ipv6]
+		// The node sends everything for these addresses to the pod, as a confused or hostile one would.
+		w.host.Route(t, netip.PrefixFrom(addr, addr.BitLen()), netip.Addr{}, pod.HostIf)
+		for port := uint16(1); port <= 3; port++ {
+			for name, ns := range map[string]*testutil.NS{"neighbour": neighbour.NS, "host": w.host.NS, "pod": pod.NS} {
+				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+				c, err := ns.DialWith(ctx, &net.Dialer{}, "tcp", netip.AddrPortFrom(addr, port).String())
+				cancel()
+				if err == nil {
+					got, _ := testutil.Ask(c)
+					t.Errorf("%s reached %v port %d: %q answered", name, addr, port, got.Name)
+					_ = c.Close()
+				}
+			}
+		}
+	}
+}
