@@ -33,6 +33,8 @@ type PodSpec struct {
 	Namespace string
 	// HostPort, when not 0, is mapped to ContainerPort by the portmap plugin.
 	HostPort, ContainerPort int
+	// MakeNS, if set, makes the pod's network namespace under the name it is given, in place of an ordinary one.
+	MakeNS func(name string) error `json:"-"`
 }
 
 // Pod is a pod that the chain made.
@@ -57,11 +59,15 @@ func (p *Pod) Addr(family int) netip.Addr {
 
 // conflist is the node's primary CNI configuration before ours is inserted.
 func (n *Node) conflist() map[string]any {
-	ipam := map[string]any{
-		"type": "host-local", "dataDir": n.path("ipam"),
-		"ranges": [][]map[string]string{{{"subnet": n.Pods4.String()}}, {{"subnet": n.Pods6.String()}}},
-		"routes": []map[string]string{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}},
+	var ranges [][]map[string]string
+	var routes []map[string]string
+	for _, p := range n.lab.prefixes(n.Pods4, n.Pods6) {
+		ranges = append(ranges, []map[string]string{{"subnet": p.String()}})
 	}
+	for _, p := range n.lab.prefixes(netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")) {
+		routes = append(routes, map[string]string{"dst": p.String()})
+	}
+	ipam := map[string]any{"type": "host-local", "dataDir": n.path("ipam"), "ranges": ranges, "routes": routes}
 	main := map[string]any{"type": n.plugin, "ipam": ipam}
 	if n.plugin == "bridge" {
 		main["bridge"], main["isGateway"] = "cni0", true
@@ -123,7 +129,11 @@ func (n *Node) AddPod(spec PodSpec) (*Pod, error) {
 	if err := n.notePod(p); err != nil {
 		return nil, err
 	}
-	if err := createNS(p.NS); err != nil {
+	create := createNS
+	if spec.MakeNS != nil {
+		create = spec.MakeNS
+	}
+	if err := create(p.NS); err != nil {
 		return nil, err
 	}
 	began := time.Now()

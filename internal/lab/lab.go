@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -37,6 +38,8 @@ type Lab struct {
 	Dir string
 	// Build is the folder that holds bin/ and cni/.
 	Build string
+	// IPv6Only leaves IPv4 out of pods, nodes and wire. Set it before Up.
+	IPv6Only bool
 
 	Nodes [2]*Node
 }
@@ -115,14 +118,14 @@ func (l *Lab) UpBare() error {
 func (l *Lab) wire() error {
 	a, b := l.Nodes[0], l.Nodes[1]
 	err := connect(
-		end{a.NS, WireIf, []netip.Prefix{a.wirePrefix4(), a.wirePrefix6()}},
-		end{b.NS, WireIf, []netip.Prefix{b.wirePrefix4(), b.wirePrefix6()}})
+		end{a.NS, WireIf, l.prefixes(a.wirePrefix4(), a.wirePrefix6())},
+		end{b.NS, WireIf, l.prefixes(b.wirePrefix4(), b.wirePrefix6())})
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		addRoutes(a.NS, route{b.Pods4, b.Wire4}, route{b.Pods6, b.Wire6}),
-		addRoutes(b.NS, route{a.Pods4, a.Wire4}, route{a.Pods6, a.Wire6}))
+		l.addRoutes(a.NS, route{b.Pods4, b.Wire4}, route{b.Pods6, b.Wire6}),
+		l.addRoutes(b.NS, route{a.Pods4, a.Wire4}, route{a.Pods6, a.Wire6}))
 }
 
 // outside attaches a host that is no pod to the first node; the second reaches it through the first.
@@ -133,17 +136,26 @@ func (l *Lab) outside() error {
 	}
 	gw4, gw6 := netip.MustParseAddr("10.242.0.1"), netip.MustParseAddr("fd00:10:242::1")
 	err := connect(
-		end{ns, "eth0", []netip.Prefix{netip.PrefixFrom(OutsideAddr4, 24), netip.PrefixFrom(OutsideAddr6, 64)}},
-		end{node.NS, "outside", []netip.Prefix{netip.PrefixFrom(gw4, 24), netip.PrefixFrom(gw6, 64)}})
+		end{ns, "eth0", l.prefixes(netip.PrefixFrom(OutsideAddr4, 24), netip.PrefixFrom(OutsideAddr6, 64))},
+		end{node.NS, "outside", l.prefixes(netip.PrefixFrom(gw4, 24), netip.PrefixFrom(gw6, 64))})
 	if err != nil {
 		return err
 	}
 	all4, all6 := netip.MustParsePrefix("10.240.0.0/12"), netip.MustParsePrefix("fd00:10::/32")
 	return errors.Join(
-		addRoutes(ns, route{all4, gw4}, route{all6, gw6}),
-		addRoutes(l.Nodes[1].NS,
+		l.addRoutes(ns, route{all4, gw4}, route{all6, gw6}),
+		l.addRoutes(l.Nodes[1].NS,
 			route{netip.PrefixFrom(OutsideAddr4, 24).Masked(), node.Wire4},
 			route{netip.PrefixFrom(OutsideAddr6, 64).Masked(), node.Wire6}))
+}
+
+// prefixes leaves out what the lab has none of.
+func (l *Lab) prefixes(all ...netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(all, func(p netip.Prefix) bool { return l.IPv6Only && p.Addr().Is4() })
+}
+
+func (l *Lab) addRoutes(ns string, routes ...route) error {
+	return addRoutes(ns, slices.DeleteFunc(routes, func(r route) bool { return l.IPv6Only && r.dst.Addr().Is4() })...)
 }
 
 // Write puts a file into the manifests folder, in one step, as "kubectl apply" would.
