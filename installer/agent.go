@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/enroll"
+	"github.com/sluice-mesh/sluice/installer/flows"
 	"github.com/sluice-mesh/sluice/installer/ztunnels"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
@@ -45,6 +46,7 @@ type agent struct {
 	catalog  *controlplane.Catalog
 	ztunnels *ztunnels.Server
 	enroller *enroll.Enroller
+	flows    *flows.Table
 	api      *nodeapi.Server
 	health   health
 }
@@ -74,6 +76,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.ztunnels.Serve(ctx) })
 	g.Go(func() error { return a.api.Serve(ctx) })
 	g.Go(func() error { a.enroller.Run(ctx, changes); return nil })
+	g.Go(func() error { return a.readFlows(ctx) })
 	g.Go(func() error { return a.becomeReady(ctx) })
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -150,8 +153,39 @@ func (a *agent) prepare() (err error) {
 	if err := a.enroller.Restore(); err != nil {
 		return fmt.Errorf("restore pods: %w", err)
 	}
-	a.api, err = nodeapi.Listen(a.cfg.agentSocket(), a.enroller, a.log)
+	a.flows = flows.New(a.node.Pods, a.log)
+	a.api, err = nodeapi.Listen(a.cfg.agentSocket(), apiHandler{a.enroller, a.flows}, a.log)
 	return err
+}
+
+// apiHandler answers for flows itself, and leaves all else to the enroller.
+type apiHandler struct {
+	*enroll.Enroller
+	flows *flows.Table
+}
+
+// Handle implements nodeapi.Handler.
+func (h apiHandler) Handle(ctx context.Context, req *nodeapi.Request, fds []int) (nodeapi.Answer, *nodeapi.Error) {
+	if req.Verb != nodeapi.VerbFlows {
+		return h.Enroller.Handle(ctx, req, fds)
+	}
+	follow := req.Follow
+	return nodeapi.Answer{Stream: func(ctx context.Context, send func(any) error) error {
+		return h.flows.Follow(ctx, follow, func(f flows.Flow) error { return send(f) })
+	}}, nil
+}
+
+// readFlows feeds the table until ctx ends. Without the program that tells of flows it has nothing to do.
+func (a *agent) readFlows(ctx context.Context) error {
+	if !a.cfg.Host.Flows {
+		return nil
+	}
+	src, err := a.node.Flows()
+	if err != nil {
+		a.log.Error("flows are not told of", "err", err)
+		return nil
+	}
+	return a.flows.Run(ctx, src)
 }
 
 // startControlPlane returns once the control plane's socket accepts, or has failed to.

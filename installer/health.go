@@ -34,7 +34,7 @@ func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
 	}
 	h.addr.Store(ln.Addr())
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{a})
+	registry.MustRegister(&collector{a}, a.flows)
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz/ready", h.serveReady)

@@ -32,6 +32,9 @@ Commands:
   install    put the CNI plugin and its conflist entry on this node
   uninstall  take the conflist entry and the plugin off this node
   status     show agent, ztunnels and pods; exits with 1 if anything is wrong
+  verify     check one pod, live connection included; exits with 1 if a check fails
+  why        tell what happens to a connection from a pod, and which rule decides
+  flows      show the connections of enrolled pods, or follow them
   version    print the version
 
 "sluice-installer COMMAND --help" lists the command's flags.
@@ -52,6 +55,7 @@ var commands = map[string]command{
 	"install":   installCommand,
 	"uninstall": uninstallCommand,
 	"status":    statusCommand,
+	"flows":     flowsCommand,
 	"version":   versionCommand,
 }
 

@@ -4,8 +4,10 @@ package nodeapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -51,6 +53,42 @@ func (c Client) Do(ctx context.Context, req *Request, fds ...int) (*Response, []
 	return resp, got, nil
 }
 
+// Stream sends req and, after an answer that is no refusal, calls each with every packet that follows, until the agent
+// closes the stream, each returns an error, which is returned, or ctx ends, which is no error.
+func (c Client) Stream(ctx context.Context, req *Request, each func(json.RawMessage) error) error {
+	req.Version = Version
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unixpacket", c.Socket)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	uc := conn.(*net.UnixConn)
+	defer func() { _ = uc.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = uc.SetDeadline(time.Unix(1, 0)) })()
+	resp, fds, err := converse(uc, req, nil)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	CloseFDs(fds)
+	if resp.Error != nil {
+		return resp.Error
+	}
+	for {
+		var packet json.RawMessage
+		fds, err := readMessage(uc, &packet)
+		switch {
+		case errors.Is(err, io.ErrUnexpectedEOF), ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return c.unreachable(err)
+		}
+		CloseFDs(fds)
+		if err := each(packet); err != nil {
+			return err
+		}
+	}
+}
+
 // errNotSent tells a question that could not be put from an answer that was none.
 var errNotSent = errors.New("send request")
 
@@ -65,6 +103,11 @@ func (c Client) exchange(ctx context.Context, req *Request, fds []int) (*Respons
 	// Whatever ends ctx, deadline or cancel, unblocks the read below.
 	defer context.AfterFunc(ctx, func() { _ = uc.SetDeadline(time.Unix(1, 0)) })()
 
+	return converse(uc, req, fds)
+}
+
+// converse puts the question and reads the answer.
+func converse(uc *net.UnixConn, req *Request, fds []int) (*Response, []int, error) {
 	if err := writeMessage(uc, req, fds); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", errNotSent, err)
 	}

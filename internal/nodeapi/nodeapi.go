@@ -3,8 +3,8 @@
 // Package nodeapi is what the node's processes ask the agent, and both ends of the socket they ask it over.
 //
 // The CNI plugin asks whether a pod is enrolled and has it served; ztunnel asks for a pod's listening sockets; the
-// command line asks for status. One connection carries one [Request] and one [Response], each a single SOCK_SEQPACKET
-// packet of JSON, with file descriptors as SCM_RIGHTS. Only root, and the user that the agent runs as, may ask.
+// command line asks for status and flows. One connection carries one [Request] and one [Response], each a single
+// SOCK_SEQPACKET packet of JSON, with file descriptors as SCM_RIGHTS; after the answer to [VerbFlows] more packets come. Only root, and the user that the agent runs as, may ask.
 //
 //	plugin, ztunnel, CLI ──Request (+fds)──► /run/sluice/agent.sock ──► agent
 //	                     ◄─Response (+fds)──
@@ -44,6 +44,9 @@ const (
 	VerbListeners Verb = "listeners"
 	// VerbStatus asks how the agent and its pods are. Answer: Response.Status.
 	VerbStatus Verb = "status"
+	// VerbFlows asks for the connections of enrolled pods. After the answer comes a packet of JSON for each that is known
+	// and, with Request.Follow, for each event from then on, until the caller closes the connection.
+	VerbFlows Verb = "flows"
 )
 
 // Request is one question.
@@ -59,6 +62,8 @@ type Request struct {
 	Valid []Attachment `json:"valid,omitempty"`
 	// Slots name the descriptors that come with the request, in their order (listeners).
 	Slots []string `json:"slots,omitempty"`
+	// Follow keeps the stream going after what is known already (flows).
+	Follow bool `json:"follow,omitempty"`
 	// After continues a status listing behind the pod with this UID.
 	After string `json:"after,omitempty"`
 }
@@ -176,7 +181,7 @@ func (r *Request) validate() *Error {
 			return Errorf(CodeBadRequest, "listeners: pod.uid is missing")
 		}
 		return validateID("pod.uid", r.Pod.UID)
-	case VerbGC, VerbStatus:
+	case VerbGC, VerbStatus, VerbFlows:
 		return nil
 	}
 	return Errorf(CodeBadRequest, "unknown verb %q", r.Verb)

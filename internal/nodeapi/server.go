@@ -37,6 +37,9 @@ type Answer struct {
 	Response
 	FDs        []int
 	CloseAfter bool
+	// Stream, when set, is called after the answer has been sent, with a function that sends one more packet. Its ctx
+	// ends when the caller has closed the connection, too.
+	Stream func(ctx context.Context, send func(any) error) error
 }
 
 // Server is the agent's end.
@@ -108,6 +111,31 @@ func (s *Server) call(ctx context.Context, c *net.UnixConn) {
 	}
 	answer, refusal := s.handler.Handle(ctx, &req, fds)
 	s.reply(c, answer, refusal)
+	if answer.Stream != nil && refusal == nil {
+		s.stream(ctx, c, answer.Stream)
+	}
+}
+
+// stream goes on until the handler is done, or the caller has closed its end or reads nothing for long.
+func (s *Server) stream(ctx context.Context, c *net.UnixConn, feed func(context.Context, func(any) error) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	_ = c.SetReadDeadline(time.Time{})
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		defer cancel()
+		_, _ = c.Read(make([]byte, 1)) // nothing more is to come: this returns when the connection ends
+	}()
+	err := feed(ctx, func(v any) error {
+		_ = c.SetWriteDeadline(time.Now().Add(requestTimeout))
+		return writeMessage(c, v, nil)
+	})
+	if err != nil && ctx.Err() == nil && !errors.Is(err, unix.EPIPE) {
+		s.log.Warn("stream node api", "err", err)
+	}
+	_ = c.Close()
+	<-gone
 }
 
 func (s *Server) reply(c *net.UnixConn, a Answer, refusal *Error) {
