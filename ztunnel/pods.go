@@ -77,7 +77,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 			return identity.ClientTLS(z.certs, id, expected)
 		},
 		Hold: z.certs.Hold, Release: z.certs.Release,
-		Metrics: z.metrics, Access: telemetry.NewAccessLog(z.log), Log: telemetry.Scope(z.log, "proxy"),
+		Metrics: z.metrics, Access: z.access, Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
 	})
 	z.mu.Lock()

@@ -36,6 +36,7 @@ type ztunnel struct {
 	log     *slog.Logger
 	levels  *telemetry.Levels
 	metrics *telemetry.Metrics
+	access  *telemetry.AccessLog
 	ready   telemetry.Readiness
 
 	store *discovery.Store
@@ -58,7 +59,7 @@ func serve(ctx context.Context, config *Config, log *slog.Logger, levels *teleme
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	life, end := context.WithCancel(context.Background())
-	z := &ztunnel{config: config, log: log, levels: levels, metrics: telemetry.NewMetrics(version()), store: discovery.NewStore(), stop: stop}
+	z := &ztunnel{config: config, log: log, levels: levels, metrics: telemetry.NewMetrics(version()), store: discovery.NewStore(), stop: stop, access: telemetry.NewAccessLog(log)}
 	defer z.life.Wait()
 	defer end()
 	if err := z.start(ctx, life); err != nil {
@@ -96,7 +97,7 @@ func (z *ztunnel) start(ctx, life context.Context) error {
 //
 // They answer to the very end, drain included.
 func (z *ztunnel) servePages(life context.Context) error {
-	admin := &telemetry.Admin{Dump: z.dump, Levels: z.levels, Quit: func() { z.stop(nil) }}
+	admin := &telemetry.Admin{Dump: z.dump, Recent: z.access.Recent, Levels: z.levels, Quit: func() { z.stop(nil) }}
 	for _, page := range []struct {
 		name, address string
 		handler       http.Handler

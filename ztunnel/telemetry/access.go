@@ -46,19 +46,21 @@ type Access struct {
 	Err    error
 }
 
-// AccessLog writes one line per connection.
+// AccessLog writes one line per connection, and remembers the last ones.
 type AccessLog struct {
-	log *slog.Logger
+	log    *slog.Logger
+	recent recent
 }
 
 // NewAccessLog returns an access log that writes to log in the scope "access".
-func NewAccessLog(log *slog.Logger) *AccessLog { return &AccessLog{Scope(log, "access")} }
+func NewAccessLog(log *slog.Logger) *AccessLog { return &AccessLog{log: Scope(log, "access")} }
 
 // Opened notes, at level debug, a connection whose two ends are known.
 func (l *AccessLog) Opened(a *Access) { l.write(slog.LevelDebug, "connection opened", a, false) }
 
 // Complete notes the end of a connection: at level info, or error if it failed.
 func (l *AccessLog) Complete(a *Access) {
+	l.recent.add(a)
 	level := slog.LevelInfo
 	if a.Err != nil {
 		level = slog.LevelError
@@ -67,7 +69,10 @@ func (l *AccessLog) Complete(a *Access) {
 }
 
 // Failed notes, at level warn, a connection refused before its two ends were known.
-func (l *AccessLog) Failed(a *Access) { l.write(slog.LevelWarn, "connection failed", a, false) }
+func (l *AccessLog) Failed(a *Access) {
+	l.recent.add(a)
+	l.write(slog.LevelWarn, "connection failed", a, false)
+}
 
 func (l *AccessLog) write(level slog.Level, message string, a *Access, ended bool) {
 	ctx := context.Background()

@@ -38,7 +38,9 @@ func ReadyHandler(r *Readiness) http.Handler {
 // Admin is what the admin page shows and does. It has no authentication: bind it to loopback only.
 type Admin struct {
 	// Dump returns what /config_dump prints as JSON.
-	Dump   func() any
+	Dump func() any
+	// Recent returns what /debug/connections prints; nil means nothing.
+	Recent func() []Recent
 	Levels *Levels
 	// Quit begins a graceful shutdown and returns at once.
 	Quit func()
@@ -46,6 +48,7 @@ type Admin struct {
 
 const adminIndex = `<!DOCTYPE html><title>ztunnel</title><h1>ztunnel</h1><ul>
 <li><a href="/config_dump">config_dump</a>: what ztunnel knows, as JSON
+<li><a href="/debug/connections">debug/connections</a>: the connections that ended last, as JSON
 <li>logging: POST, ?level=debug or ?level=access=debug,xds=warn or ?reset; without a query lists levels
 <li>quitquitquit: POST, drain and exit
 <li><a href="/debug/pprof/">debug/pprof</a>
@@ -60,6 +63,7 @@ func (a *Admin) Handler() http.Handler {
 		fmt.Fprint(w, adminIndex)
 	})
 	mux.HandleFunc("GET /config_dump", a.dump)
+	mux.HandleFunc("GET /debug/connections", a.connections)
 	mux.HandleFunc("POST /logging", a.logging)
 	mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "shutdown now")
