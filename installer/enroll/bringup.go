@@ -43,6 +43,7 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 		return err
 	}
 	u.add(in.close)
+	in.captureDNS(e.settingsInForce(p).CaptureDNS)
 	if err := in.set.Open(in.ns, e.tagProxy); err != nil {
 		return err
 	}

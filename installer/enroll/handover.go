@@ -66,7 +66,7 @@ func offeredSlots(names []string, fds []int) (map[bpf.Slot]int, error) {
 	}
 	offered := make(map[bpf.Slot]int, len(names))
 	for i, name := range names {
-		for _, s := range listeners.Names() {
+		for _, s := range listeners.Names(true) {
 			if s.String() == name {
 				offered[s] = fds[i]
 			}

@@ -55,6 +55,14 @@ func namespaceOf(ns *netns.NS) (namespace, error) {
 type inside struct {
 	ns  *netns.NS
 	set *listeners.Set
+	// toldDNS: ztunnel was last asked to take, or had to find, sockets of queries. Under the workload's lock.
+	toldDNS bool
+}
+
+// captureDNS is for a pod that ztunnel has yet to be told of.
+func (in *inside) captureDNS(on bool) {
+	in.set.CaptureDNS(on)
+	in.toldDNS = on
 }
 
 // openInside opens the pod's namespace if it still is the one that ADD was called for.

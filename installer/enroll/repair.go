@@ -29,10 +29,33 @@ func (e *Enroller) repair(ctx context.Context, p *pod) error {
 		return err
 	}
 	defer func() { _ = attached.Close() }()
+	dns := e.settingsInForce(p).CaptureDNS
+	if dns {
+		in.set.CaptureDNS(true) // Before the programs hand queries over; the sockets go after they do so no more.
+	}
 	if !refusing {
 		err = in.set.Repair(in.ns, e.tagProxy, attached)
 	}
-	return errors.Join(err, e.repairPrograms(p, in, attached), e.repairZtunnel(ctx, p), e.repairWorkload(p))
+	err = errors.Join(err, e.tellDNS(ctx, p, in, dns), e.repairPrograms(p, in, attached))
+	if !dns && err == nil {
+		in.set.CaptureDNS(false)
+		err = e.tellDNS(ctx, p, in, false)
+	}
+	return errors.Join(err, e.repairZtunnel(ctx, p), e.repairWorkload(p))
+}
+
+// tellDNS has ztunnel ask for the pod's listeners once more if it does not have those of queries, or still does. One
+// that comes later asks of its own accord.
+func (e *Enroller) tellDNS(ctx context.Context, p *pod, in *inside, dns bool) error {
+	if in.toldDNS == dns || in.set.CapturesDNS() != dns {
+		return nil
+	}
+	err := e.update(ctx, p, ztunnels.Always)
+	if err == nil || errors.Is(err, ztunnels.ErrNone) {
+		in.toldDNS = dns
+		return nil
+	}
+	return fmt.Errorf("sockets of queries: %w", err)
 }
 
 // repairPrograms leaves slots alone: they are the listeners' part.

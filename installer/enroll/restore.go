@@ -92,6 +92,7 @@ func (e *Enroller) restorePod(p *pod, isPinned bool) {
 
 // resume is for a pod found in the mesh.
 func (e *Enroller) resume(p *pod, in *inside) {
+	in.captureDNS(e.settingsInForce(p).CaptureDNS)
 	e.adopt(p)
 	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
 	e.announceInside(p, in, account)

@@ -134,7 +134,7 @@ func (s *PodStatus) readPins(attached *bpf.Pod, held []bpf.Slot) {
 	s.Settings = attachedSettings(info)
 	s.Interfaces, s.Guarded = info.Interfaces, len(info.HostIfindexes)
 	s.Listeners = map[string]string{}
-	for _, slot := range listeners.Names() {
+	for _, slot := range listeners.Names(info.CaptureDNS) {
 		state := "empty"
 		if _, ok, err := attached.ListenerCookie(slot); err != nil {
 			state = err.Error()

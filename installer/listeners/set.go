@@ -38,25 +38,45 @@ var ErrClosed = errors.New("listeners are closed")
 type Set struct {
 	mu     sync.Mutex
 	fds    map[bpf.Slot]int
+	dns    bool
 	closed bool
 }
 
-// Names of all slots that get a listener, in a fixed order.
-func Names() []bpf.Slot {
-	slots := make([]bpf.Slot, 0, len(addresses))
-	for s := range addresses {
-		slots = append(slots, s)
+// Names of the slots that get a listener, in a fixed order; dns adds those of a pod whose queries are captured.
+func Names(dns bool) []bpf.Slot {
+	if dns {
+		return append(bpf.Slots(), bpf.DNSSlots()...)
 	}
-	slices.Sort(slots)
-	return slots
+	return bpf.Slots()
 }
 
-// Open makes a listener in ns for every slot that s does not hold one for, each tagged by tag before it is bound.
+// CaptureDNS says whether the set is to have the sockets of queries too. Those that it is not to have any more it lets
+// go; whoever asks for the set's listeners next gets none.
+func (s *Set) CaptureDNS(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dns = on
+	for slot, fd := range s.fds {
+		if !slices.Contains(Names(on), slot) {
+			_ = unix.Close(fd)
+			delete(s.fds, slot)
+		}
+	}
+}
+
+// CapturesDNS is what CaptureDNS said last.
+func (s *Set) CapturesDNS() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dns
+}
+
+// Open makes a listener in ns for every slot that s is to have and does not hold one for, each tagged by tag before it is bound.
 // A family that ns does not have is left out. On error s is as before.
 func (s *Set) Open(ns *netns.NS, tag func(fd int) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.openLocked(ns, tag, Names())
+	return s.openLocked(ns, tag, Names(s.dns))
 }
 
 func (s *Set) openLocked(ns *netns.NS, tag func(fd int) error, slots []bpf.Slot) error {
@@ -69,7 +89,7 @@ func (s *Set) openLocked(ns *netns.NS, tag func(fd int) error, slots []bpf.Slot)
 			if _, held := s.fds[slot]; held {
 				continue
 			}
-			fd, err := listen(addresses[slot], tag)
+			fd, err := listen(slot, tag)
 			if errors.Is(err, errNoFamily) {
 				continue
 			}
@@ -129,7 +149,7 @@ func (s *Set) Repair(ns *netns.NS, tag func(fd int) error, slots Slots) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var empty []bpf.Slot
-	for _, slot := range Names() {
+	for _, slot := range Names(s.dns) {
 		_, ok, err := slots.ListenerCookie(slot)
 		if err != nil {
 			return fmt.Errorf("read slot %s: %w", slot, err)
@@ -150,7 +170,7 @@ func (s *Set) Adopt(slots Slots, offered map[bpf.Slot]int) (adopted []bpf.Slot) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for slot, fd := range offered {
-		if _, held := s.fds[slot]; held || s.closed {
+		if _, held := s.fds[slot]; held || s.closed || !slices.Contains(Names(s.dns), slot) {
 			continue
 		}
 		want, ok, err := slots.ListenerCookie(slot)

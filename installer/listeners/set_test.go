@@ -74,8 +74,8 @@ func TestEverySlotGetsATaggedTransparentListenerThatNobodyCanReach(t *testing.T)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.Held(); !slices.Equal(got, Names()) || int(tagged.Load()) != len(got) || len(got) != 6 {
-		t.Errorf("held %v, %d tagged, want all of %v", got, tagged.Load(), Names())
+	if got := s.Held(); !slices.Equal(got, Names(false)) || int(tagged.Load()) != len(got) || len(got) != 6 {
+		t.Errorf("held %v, %d tagged, want all of %v", got, tagged.Load(), Names(false))
 	}
 	_ = s.Use(func(fds map[bpf.Slot]int) error {
 		for slot, fd := range fds {
@@ -144,7 +144,7 @@ func TestDuplicateOutlivesTheSet(t *testing.T) {
 	_, ns := namespace(t)
 	s, m := filled(t, ns)
 	names, fds, err := s.Duplicate()
-	if err != nil || !slices.Equal(names, Names()) {
+	if err != nil || !slices.Equal(names, Names(false)) {
 		t.Fatalf("Duplicate: %v, %v", names, err)
 	}
 	s.Close()
@@ -212,7 +212,7 @@ func TestRepairLeavesForeignSocketsToAdopt(t *testing.T) {
 	if err := errors.Join(s.Open(ns, untagged), s.Install(m)); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.Held(); !slices.Equal(got, Names()) {
+	if got := s.Held(); !slices.Equal(got, Names(false)) {
 		t.Errorf("held %v, want all", got)
 	}
 }

@@ -24,34 +24,35 @@ var (
 // free.
 const (
 	firstPort = 1
-	lastPort  = 18
+	lastPort  = 30
 )
 
 // backlog is how many connections may wait while no ztunnel accepts; the kernel cuts it to the pod's somaxconn.
 const backlog = 4096
 
-// addresses says where each slot's socket is bound. Slots that are not listed here have no listener in this release.
-var addresses = map[bpf.Slot]netip.Addr{
-	bpf.SlotOutbound4: hidden4,
-	bpf.SlotOutbound6: hidden6,
-	bpf.SlotInbound4:  hidden4,
-	bpf.SlotInbound6:  hidden6,
-	bpf.SlotHBONE4:    hidden4,
-	bpf.SlotHBONE6:    hidden6,
+// hidden is where a slot's socket is bound.
+func hidden(slot bpf.Slot) netip.Addr {
+	if slot.IsIPv6() {
+		return hidden6
+	}
+	return hidden4
 }
 
 // errNoFamily reports that the namespace does not have the address family. That is no failure: its slots stay empty.
 var errNoFamily = errors.New("address family not available")
 
 // listen makes one listener in the calling thread's network namespace, tagged before it is bound so that no connection
-// is ever accepted by an untagged one.
-func listen(at netip.Addr, tag func(fd int) error) (_ int, err error) {
-	family, level, transparent, freebind := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TRANSPARENT, unix.IP_FREEBIND
-	if at.Is6() {
-		family, level, transparent, freebind = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_FREEBIND
+// is ever accepted by an untagged one. That of queries over UDP is a socket that is bound, and says where each was to go.
+func listen(slot bpf.Slot, tag func(fd int) error) (_ int, err error) {
+	at, family, kind, protocol := hidden(slot), unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP
+	if slot.IsIPv6() {
+		family = unix.AF_INET6
+	}
+	if slot.IsUDP() {
+		kind, protocol = unix.SOCK_DGRAM, unix.IPPROTO_UDP
 	}
 	// Plain TCP: a SOCKMAP refuses MPTCP sockets.
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
 		return -1, errNoFamily
 	}
@@ -66,40 +67,61 @@ func listen(at netip.Addr, tag func(fd int) error) (_ int, err error) {
 	if err := tag(fd); err != nil {
 		return -1, fmt.Errorf("tag socket: %w", err)
 	}
-	options := []struct {
-		name         string
-		level, value int
-	}{
-		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR},
-		{"IP_TRANSPARENT", level, transparent},
-		{"IP_FREEBIND", level, freebind},
-	}
-	if family == unix.AF_INET6 {
-		options = append(options, struct {
-			name         string
-			level, value int
-		}{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY})
-	}
-	for _, o := range options {
+	for _, o := range options(slot) {
 		if err := unix.SetsockoptInt(fd, o.level, o.value, 1); err != nil {
 			return -1, fmt.Errorf("set %s: %w", o.name, err)
 		}
 	}
-	// Taken are the ports of the other slots, and those of a listener that a ztunnel holds and this one is to replace.
-	err = unix.EADDRINUSE
-	for port := uint16(firstPort); port <= lastPort && errors.Is(err, unix.EADDRINUSE); port++ {
-		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, port)))
-	}
-	if errors.Is(err, unix.EADDRNOTAVAIL) && family == unix.AF_INET6 {
+	err = bindHidden(fd, at)
+	if errors.Is(err, unix.EADDRNOTAVAIL) && slot.IsIPv6() {
 		return -1, errNoFamily
 	}
 	if err != nil {
 		return -1, fmt.Errorf("bind %s: %w", at, err)
 	}
+	if slot.IsUDP() {
+		return fd, nil
+	}
 	if err := unix.Listen(fd, backlog); err != nil {
 		return -1, fmt.Errorf("listen %s: %w", at, err)
 	}
 	return fd, nil
+}
+
+type option struct {
+	name         string
+	level, value int
+}
+
+// options are those that a slot's socket has switched on before it is bound.
+func options(slot bpf.Slot) []option {
+	var set []option
+	if !slot.IsUDP() { // UDP sockets that have it may share a port, which a listener of before holds.
+		set = append(set, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR})
+	}
+	if slot.IsIPv6() {
+		set = append(set, option{"IPV6_TRANSPARENT", unix.SOL_IPV6, unix.IPV6_TRANSPARENT},
+			option{"IPV6_FREEBIND", unix.SOL_IPV6, unix.IPV6_FREEBIND}, option{"IPV6_V6ONLY", unix.SOL_IPV6, unix.IPV6_V6ONLY})
+	} else {
+		set = append(set, option{"IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT}, option{"IP_FREEBIND", unix.SOL_IP, unix.IP_FREEBIND})
+	}
+	switch slot {
+	case bpf.SlotDNSUDP4:
+		set = append(set, option{"IP_RECVORIGDSTADDR", unix.SOL_IP, unix.IP_RECVORIGDSTADDR})
+	case bpf.SlotDNSUDP6:
+		set = append(set, option{"IPV6_RECVORIGDSTADDR", unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR})
+	}
+	return set
+}
+
+// bindHidden takes the first port that is free. Taken are those of the other slots, and those of a listener that a
+// ztunnel holds and this one is to replace.
+func bindHidden(fd int, at netip.Addr) error {
+	err := error(unix.EADDRINUSE)
+	for port := uint16(firstPort); port <= lastPort && errors.Is(err, unix.EADDRINUSE); port++ {
+		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, port)))
+	}
+	return err
 }
 
 func sockaddr(at netip.AddrPort) unix.Sockaddr {

@@ -207,6 +207,8 @@ const (
 	Underway
 	// Served: it has acked the pod as it is now.
 	Served
+	// Always is further than it can be: for a caller that wants it told again.
+	Always
 )
 
 // Progress of p, compared in every field, with the newest ztunnel.
