@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -54,38 +57,51 @@ func offered(held *Listeners) (names []string, fds []int, err error) {
 	if held == nil {
 		return nil, nil, nil
 	}
-	for role, set := range held.byRole() {
-		for _, ln := range set {
-			fd, err := dup(ln)
-			if err != nil {
-				return nil, fds, err
-			}
-			names, fds = append(names, role+familyDigit(ln)), append(fds, fd)
+	for name, s := range held.bySlot() {
+		fd, err := dup(s)
+		if err != nil {
+			return nil, fds, err
 		}
+		names, fds = append(names, name), append(fds, fd)
 	}
 	return names, fds, nil
 }
 
-func (l *Listeners) byRole() map[string][]*net.TCPListener {
-	return map[string][]*net.TCPListener{"outbound": l.Outbound, "inbound": l.Inbound, "hbone": l.HBONE}
+// bySlot names each socket as the agent does.
+func (l *Listeners) bySlot() iter.Seq2[string, syscall.Conn] {
+	return func(yield func(string, syscall.Conn) bool) {
+		roles := map[string][]*net.TCPListener{"outbound": l.Outbound, "inbound": l.Inbound, "hbone": l.HBONE, "dnstcp": l.DNSTCP}
+		for role, set := range roles {
+			for _, ln := range set {
+				if !yield(role+familyDigit(ln.Addr()), ln) {
+					return
+				}
+			}
+		}
+		for _, c := range l.DNSUDP {
+			if !yield("dnsudp"+familyDigit(c.LocalAddr()), c) {
+				return
+			}
+		}
+	}
 }
 
-func familyDigit(ln *net.TCPListener) string {
-	if ln.Addr().(*net.TCPAddr).IP.To4() != nil {
+func familyDigit(a net.Addr) string {
+	if at, err := netip.ParseAddrPort(a.String()); err == nil && at.Addr().Is4() {
 		return "4"
 	}
 	return "6"
 }
 
 // dup avoids (*os.File).Fd, which would make the shared socket blocking for every process that has it.
-func dup(ln *net.TCPListener) (int, error) {
-	raw, err := ln.SyscallConn()
+func dup(s syscall.Conn) (int, error) {
+	raw, err := s.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
 	var fd int
 	var derr error
-	if err := raw.Control(func(s uintptr) { fd, derr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+	if err := raw.Control(func(p uintptr) { fd, derr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
 		return -1, err
 	}
 	return fd, os.NewSyscallError("fcntl", derr)
@@ -120,6 +136,9 @@ func (l *Listeners) add(name string, fd int, tag func(int) error) error {
 		set = &l.Inbound
 	case "hbone":
 		set = &l.HBONE
+	case "dnstcp":
+		set = &l.DNSTCP
+	case "dnsudp":
 	default:
 		return errors.New("unknown slot")
 	}
@@ -132,6 +151,9 @@ func (l *Listeners) add(name string, fd int, tag func(int) error) error {
 	}
 	f := os.NewFile(uintptr(copied), name)
 	defer func() { _ = f.Close() }()
+	if set == nil {
+		return l.addUDP(f)
+	}
 	ln, err := net.FileListener(f)
 	if err != nil {
 		return err
@@ -145,6 +167,20 @@ func (l *Listeners) add(name string, fd int, tag func(int) error) error {
 	return nil
 }
 
+func (l *Listeners) addUDP(f *os.File) error {
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return err
+	}
+	udp, ok := c.(*net.UDPConn)
+	if !ok {
+		_ = c.Close()
+		return errors.New("not a UDP socket")
+	}
+	l.DNSUDP = append(l.DNSUDP, udp)
+	return nil
+}
+
 // sameSockets reports whether a and b are copies of the same kernel sockets.
 func sameSockets(a, b *Listeners) bool {
 	cookiesA, errA := cookies(a)
@@ -154,8 +190,8 @@ func sameSockets(a, b *Listeners) bool {
 
 func cookies(l *Listeners) ([]uint64, error) {
 	var all []uint64
-	for _, ln := range l.All() {
-		raw, err := ln.SyscallConn()
+	for _, s := range l.bySlot() {
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return nil, err
 		}

@@ -67,7 +67,7 @@ func (p *Pod) listen(ctx context.Context, port uint16) (*net.TCPListener, error)
 }
 
 func (p *Pod) listenOn(ctx context.Context, at netip.AddrPort) (*net.TCPListener, error) {
-	fd, err := p.sockets.open(ctx, p.ns, familyOf(at.Addr()))
+	fd, err := p.sockets.open(ctx, p.ns, familyOf(at.Addr()), unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
@@ -79,19 +80,25 @@ type Listeners struct {
 	Outbound []*net.TCPListener
 	Inbound  []*net.TCPListener
 	HBONE    []*net.TCPListener
+	// DNSUDP and DNSTCP are there if the pod's queries are captured. A datagram comes with where it was to go.
+	DNSUDP []*net.UDPConn
+	DNSTCP []*net.TCPListener
 	// Shared means that others hold the same sockets and go on accepting after Close. Otherwise closing resets what
 	// still waits in the accept queue.
 	Shared bool
 }
 
-// All lists every socket, outbound first.
+// All lists every socket that accepts connections, outbound first.
 func (l *Listeners) All() []*net.TCPListener {
-	return append(append(append([]*net.TCPListener(nil), l.Outbound...), l.Inbound...), l.HBONE...)
+	return slices.Concat(l.Outbound, l.Inbound, l.HBONE, l.DNSTCP)
 }
 
 // Close closes this process's copies; it never shuts a socket down.
 func (l *Listeners) Close() {
 	for _, ln := range l.All() {
 		_ = ln.Close()
+	}
+	for _, c := range l.DNSUDP {
+		_ = c.Close()
 	}
 }

@@ -30,6 +30,7 @@ type Sockets struct {
 type socketJob struct {
 	ns     *netns.NS
 	family int
+	kind   int // SOCK_STREAM or SOCK_DGRAM
 	done   chan<- socketResult
 }
 
@@ -59,7 +60,7 @@ func (s *Sockets) work(ctx context.Context) {
 		case job := <-s.jobs:
 			result := socketResult{fd: -1, err: err}
 			if err == nil {
-				result.fd, result.err = socketIn(job.ns, job.family)
+				result.fd, result.err = socketIn(job.ns, job.family, job.kind)
 				// Back at once: a thread that stays would keep the namespace of a deleted pod alive.
 				if back := unix.Setns(home.FD(), unix.CLONE_NEWNET); back != nil {
 					job.done <- result
@@ -72,22 +73,26 @@ func (s *Sockets) work(ctx context.Context) {
 	}
 }
 
-func socketIn(ns *netns.NS, family int) (int, error) {
+func socketIn(ns *netns.NS, family, kind int) (int, error) {
 	if err := ns.Enter(); err != nil {
 		return -1, err
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	protocol := unix.IPPROTO_TCP
+	if kind == unix.SOCK_DGRAM {
+		protocol = unix.IPPROTO_UDP
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
 	return fd, nil
 }
 
-// open returns a prepared TCP socket inside ns, not yet bound or connected. The caller closes it.
-func (s *Sockets) open(ctx context.Context, ns *netns.NS, family int) (int, error) {
+// open returns a prepared socket inside ns, not yet bound or connected. The caller closes it.
+func (s *Sockets) open(ctx context.Context, ns *netns.NS, family, kind int) (int, error) {
 	done := make(chan socketResult, 1)
 	select {
-	case s.jobs <- socketJob{ns, family, done}:
+	case s.jobs <- socketJob{ns, family, kind, done}:
 	case <-ctx.Done():
 		return -1, ctx.Err()
 	}
@@ -116,7 +121,7 @@ func dialError(to netip.AddrPort, err error) error {
 }
 
 func (s *Sockets) dialOnce(ctx context.Context, ns *netns.NS, from, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
-	fd, err := s.open(ctx, ns, familyOf(to.Addr()))
+	fd, err := s.open(ctx, ns, familyOf(to.Addr()), unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}

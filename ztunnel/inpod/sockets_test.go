@@ -85,7 +85,7 @@ func TestSocketThreadsDoNotKeepAPodsNamespace(t *testing.T) {
 	ns := testutil.NetNS(t, "a")
 	pod := newTestPod(t, ns.Path)
 	for range 20 {
-		fd, err := pod.sockets.open(t.Context(), pod.ns, unix.AF_INET)
+		fd, err := pod.sockets.open(t.Context(), pod.ns, unix.AF_INET, unix.SOCK_STREAM)
 		if err != nil {
 			t.Fatal(err)
 		}
