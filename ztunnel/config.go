@@ -34,6 +34,9 @@ type Config struct {
 	ClusterID   string
 	Network     string
 	TrustDomain string
+	// ClusterDomain and PreferredNamespace are for what pods ask of DNS.
+	ClusterDomain      string
+	PreferredNamespace string
 
 	StatsAddress     string
 	ReadinessAddress string
@@ -124,6 +127,8 @@ func (c *Config) declare(text textSetting, span spanSetting) {
 	text(&c.ClusterID, "cluster-id", "Kubernetes", "name of the cluster", "CLUSTER_ID", "ISTIO_META_CLUSTER_ID")
 	text(&c.Network, "network", "", "name of the network the pods are in", "NETWORK")
 	text(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of workloads whose record names none", "TRUST_DOMAIN")
+	text(&c.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services, for the queries of pods whose DNS is captured", "CLUSTER_DOMAIN")
+	text(&c.PreferredNamespace, "preferred-service-namespace", "", "namespace whose services answer to host names that several have, if the asking pod's own has none", "PREFERED_SERVICE_NAMESPACE")
 	text(&c.StatsAddress, "stats-address", ":15020", "where metrics are served")
 	text(&c.ReadinessAddress, "readiness-address", ":15021", "where /healthz/ready is served")
 	text(&c.AdminAddress, "admin-address", "127.0.0.1:15000", "where the admin page is served; loopback only")

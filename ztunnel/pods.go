@@ -84,7 +84,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 	defer z.mu.Unlock()
 	z.proxy = carrier
 	z.pods = &inpod.Manager{
-		Sockets: inpod.NewSockets(life, prepare), Listen: listen, Start: carrier.Serve,
+		Sockets: inpod.NewSockets(life, prepare), Listen: listen, Start: z.startPod(carrier),
 		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
 	}
 }

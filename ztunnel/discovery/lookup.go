@@ -106,6 +106,23 @@ func (s *Store) ServiceByHostname(namespace, hostname, clientNamespace string) *
 	return nil
 }
 
+// ServicesByHostname returns the services with a host name that a client may see: one in its own namespace first, then
+// canonical ones, then by name.
+func (s *Store) ServicesByHostname(hostname, clientNamespace string) []*Service {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var seen []*Service
+	for _, svc := range s.hosts.all(hostname) {
+		switch {
+		case svc.Namespace == clientNamespace:
+			seen = slices.Insert(seen, 0, svc)
+		case svc.visibleTo(clientNamespace):
+			seen = append(seen, svc)
+		}
+	}
+	return seen
+}
+
 // Endpoints returns the workloads of a service by uid, without unhealthy ones unless the service wants them.
 // The slice is shared: it must not be changed.
 func (s *Store) Endpoints(key ServiceKey) []Endpoint {

@@ -51,7 +51,7 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 	if route.carried != VerdictMTLS {
 		return p.carryPlain(ctx, f, app, route)
 	}
-	stream, err := p.connectHBONE(ctx, src, app, route)
+	stream, err := p.connectHBONE(ctx, src, addrPort(app.RemoteAddr()), route)
 	if err != nil {
 		return err
 	}
@@ -69,8 +69,7 @@ func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, ro
 }
 
 // connectHBONE opens a stream to the route's authority, on a connection shared with other connections of this pod.
-func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, app *net.TCPConn, route *route) (*hbone.Stream, error) {
-	from := addrPort(app.RemoteAddr())
+func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, from netip.AddrPort, route *route) (*hbone.Stream, error) {
 	id := src.Identity()
 	own := from.Addr()
 	if !src.Owns(own) {

@@ -20,6 +20,8 @@ type Metrics struct {
 	sockets                *prometheus.GaugeVec
 	xdsTerminations        *prometheus.CounterVec
 	xdsMessages, xdsBytes  *prometheus.CounterVec
+	dns                    dnsMetrics
+	dnsRefused             *prometheus.CounterVec
 
 	ActivePods, PendingPods prometheus.Gauge
 	PodsStarted, PodsEnded  prometheus.Counter
@@ -49,6 +51,7 @@ func NewMetrics(version string) *Metrics {
 	m.PodsStarted = m.counter("workload_manager_proxies_started_total", "Pods that began to be served.")
 	m.PodsEnded = m.counter("workload_manager_proxies_stopped_total", "Pods that are no longer served.")
 	m.Destinations = m.gauge("sluice_destinations", "Addresses whose traffic the kernel hands to ztunnel.")
+	m.registerDNS()
 	build := m.gaugeVec("istio_build", "The running version.", "component", "tag")
 	build.WithLabelValues("ztunnel", version).Set(1)
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+const (
+	// maxQueries and maxConns bound what one pod may have us do at once.
+	maxQueries = 256
+	maxConns   = 64
+	// idleTimeout ends TCP connections: ambient section 8.7.
+	idleTimeout = 5 * time.Second
+	// upstreamTimeout is below the 5 s after which resolvers give a server up, so that they get an answer.
+	upstreamTimeout = 4 * time.Second
+)
+
+// Sockets are those of one pod; *[inpod.Pod] in life.
+type Sockets interface {
+	// DialUDP returns a socket that hears only to.
+	DialUDP(ctx context.Context, to netip.AddrPort) (*net.UDPConn, error)
+	// SpeakAs returns a socket that sends from at, whoever owns it.
+	SpeakAs(ctx context.Context, at netip.AddrPort) (*net.UDPConn, error)
+}
+
+// Client is the pod that asks; [proxy.Client] in life.
+type Client interface {
+	Workload(ctx context.Context) (*discovery.Workload, error)
+	// Dial connects as the pod's own connections are carried.
+	Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error)
+}
+
+// Config is what all pods' servers share. All fields must be set.
+type Config struct {
+	Resolver *Resolver
+	Metrics  *telemetry.Metrics
+	Log      *slog.Logger
+}
+
+// Server answers the queries of one pod.
+type Server struct {
+	Config
+	sockets Sockets
+	client  Client
+	voices  voices
+	queries chan struct{} // room for each query underway
+	conns   chan struct{} // and for each TCP connection
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	loops   sync.WaitGroup // only they add to serving
+	serving sync.WaitGroup
+}
+
+// NewServer returns the server of a pod. [Server.Listen] has it answer; end it with Drain or Stop.
+func NewServer(c Config, sockets Sockets, client Client) *Server {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Server{
+		Config: c, sockets: sockets, client: client, voices: voices{speak: sockets.SpeakAs},
+		queries: make(chan struct{}, maxQueries), conns: make(chan struct{}, maxConns),
+		ctx: ctx, cancel: cancel,
+	}
+}
+
+// Listen answers what arrives on the sockets until they are closed, which is the caller's to do.
+func (s *Server) Listen(udp []*net.UDPConn, tcp []*net.TCPListener) {
+	for _, c := range udp {
+		s.loops.Go(func() { s.readLoop(c) })
+	}
+	for _, ln := range tcp {
+		s.loops.Go(func() { s.acceptLoop(ln) })
+	}
+}
+
+// Drain returns when the sockets are closed and all is answered, or ctx ends; then nothing is answered any more.
+func (s *Server) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, s.cancel)
+	defer stop()
+	s.loops.Wait()
+	s.serving.Wait()
+	s.Stop()
+}
+
+// Stop cuts everything. The sockets must be closed already.
+func (s *Server) Stop() {
+	s.cancel()
+	s.loops.Wait()
+	s.serving.Wait()
+	s.voices.close()
+}
+
+// again reports whether a loop is to go on after an error, which it does after a pause.
+func (s *Server) again(what string, err error) bool {
+	if errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil {
+		return false
+	}
+	s.Log.Error("cannot take queries", "socket", what, "error", err)
+	select {
+	case <-time.After(50 * time.Millisecond):
+		return true
+	case <-s.ctx.Done():
+		return false
+	}
+}
+
+func (s *Server) readLoop(c *net.UDPConn) {
+	buf, control := make([]byte, 1<<16), make([]byte, inpod.DestinationSpace)
+	for {
+		n, cn, _, from, err := c.ReadMsgUDPAddrPort(buf, control)
+		if err != nil {
+			if s.again(c.LocalAddr().String(), err) {
+				continue
+			}
+			return
+		}
+		to, err := inpod.Destination(control[:cn])
+		if err != nil {
+			s.Metrics.DNSRefused("malformed")
+			continue
+		}
+		q := &query{raw: append([]byte(nil), buf[:n]...), from: unmap(from), to: to, protocol: "udp"}
+		if err := q.parse(); err != nil {
+			s.Metrics.DNSRefused("malformed")
+			continue
+		}
+		select {
+		case s.queries <- struct{}{}:
+			s.serving.Go(func() {
+				defer func() { <-s.queries }()
+				s.say(q, s.answer(s.ctx, q))
+			})
+		default:
+			s.Metrics.DNSRefused("busy")
+			s.say(q, q.fail())
+		}
+	}
+}
+
+// say sends an answer from the address that was asked.
+func (s *Server) say(q *query, reply []byte) {
+	if err := s.voices.say(s.ctx, q.to, q.from, q.fit(reply)); err != nil && s.ctx.Err() == nil {
+		s.Log.Warn("answer not sent", "from", q.to.String(), "to", q.from.String(), "error", err)
+	}
+}
+
+func (s *Server) acceptLoop(ln *net.TCPListener) {
+	for {
+		conn, err := ln.AcceptTCP()
+		if err != nil {
+			if s.again(ln.Addr().String(), err) {
+				continue
+			}
+			return
+		}
+		select {
+		case s.conns <- struct{}{}:
+			s.serving.Go(func() {
+				defer func() { <-s.conns }()
+				s.serveConn(conn)
+			})
+		default:
+			s.Metrics.DNSRefused("busy")
+			_ = conn.Close()
+		}
+	}
+}
+
+// serveConn answers one query after the other.
+func (s *Server) serveConn(conn *net.TCPConn) {
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(s.ctx, func() { _ = conn.Close() })()
+	from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+	to, _ := netip.ParseAddrPort(conn.LocalAddr().String())
+	for {
+		_ = conn.SetDeadline(time.Now().Add(idleTimeout))
+		raw, err := readMessage(conn)
+		if err != nil {
+			return
+		}
+		q := &query{raw: raw, from: unmap(from), to: unmap(to), protocol: "tcp"}
+		if err := q.parse(); err != nil {
+			s.Metrics.DNSRefused("malformed")
+			return
+		}
+		reply := s.answer(s.ctx, q)
+		_ = conn.SetDeadline(time.Now().Add(idleTimeout))
+		if err := writeMessage(conn, reply); err != nil {
+			return
+		}
+	}
+}
+
+// readMessage reads one message in the framing of TCP: RFC 1035, section 4.2.2.
+func readMessage(r io.Reader) ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, err
+	}
+	msg := make([]byte, binary.BigEndian.Uint16(length[:]))
+	_, err := io.ReadFull(r, msg)
+	return msg, err
+}
+
+func writeMessage(w io.Writer, msg []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...))
+	return err
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

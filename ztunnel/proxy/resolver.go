@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+)
+
+// Client is a pod being served, for what asks on its behalf: its resolver.
+type Client struct{ pod *podProxy }
+
+// ClientOf returns the client that a Proxy of [Proxy.Serve] is.
+func ClientOf(p inpod.Proxy) Client { return Client{p.(*podProxy)} }
+
+// Workload returns the pod's own workload, and waits a little for one that is not known yet.
+func (c Client) Workload(ctx context.Context) (*discovery.Workload, error) { return c.pod.self(ctx) }
+
+// Dial connects as a connection of the pod's to the same address is carried: to members of the mesh in mutual TLS, and
+// never in clear. from is who asked, for the peer to know.
+func (c Client) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
+	src, err := c.pod.self(ctx)
+	if err != nil {
+		return nil, err
+	}
+	route, err := c.pod.router.outbound(src, to)
+	if err != nil {
+		return nil, err
+	}
+	if route.carried != VerdictMTLS {
+		return c.pod.network.Dial(ctx, netip.Addr{}, route.dial)
+	}
+	return c.pod.connectHBONE(ctx, src, from, route)
+}

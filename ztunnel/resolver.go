@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"github.com/sluice-mesh/sluice/ztunnel/dns"
+	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+	"github.com/sluice-mesh/sluice/ztunnel/proxy"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+// startPod returns what serves a pod: its connections, and its queries where they are captured.
+func (z *ztunnel) startPod(carrier *proxy.Proxy) inpod.StartFunc {
+	config := dns.Config{
+		Resolver: &dns.Resolver{Store: z.store, Domain: z.config.ClusterDomain, PreferredNamespace: z.config.PreferredNamespace},
+		Metrics:  z.metrics, Log: telemetry.Scope(z.log, "dns"),
+	}
+	return func(p *inpod.Pod, l *inpod.Listeners) inpod.Proxy {
+		carried := carrier.Serve(p, l)
+		c := config
+		c.Log = c.Log.With("pod", p.String())
+		s := &served{Proxy: carried, dns: dns.NewServer(c, p, proxy.ClientOf(carried))}
+		s.dns.Listen(l.DNSUDP, l.DNSTCP)
+		return s
+	}
+}
+
+// served is a pod being served. All listeners are the embedded proxy's to close, those of queries too.
+type served struct {
+	inpod.Proxy
+	dns *dns.Server
+}
+
+// Replace implements [inpod.Proxy].
+func (s *served) Replace(l *inpod.Listeners) {
+	s.dns.Listen(l.DNSUDP, l.DNSTCP)
+	s.Proxy.Replace(l)
+}
+
+// Drain implements [inpod.Proxy].
+func (s *served) Drain(ctx context.Context) {
+	s.Proxy.Drain(ctx)
+	s.dns.Drain(ctx)
+}
+
+// Stop implements [inpod.Proxy].
+func (s *served) Stop() {
+	s.Proxy.Stop()
+	s.dns.Stop()
+}
