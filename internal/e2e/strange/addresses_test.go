@@ -128,9 +128,6 @@ func TestPodThatCallsItself(t *testing.T) {
 func TestPeersByAddress(t *testing.T) {
 	first := newStrange(t, "db0")
 	pods := []*strange{first, first.w.add(t, "db1"), first.w.add(t, "db2")}
-	for _, p := range pods[1:] {
-		p.echo(t, "[::]:7000")
-	}
 	for _, from := range pods {
 		from.outbound("to another node", plain(from.NS))
 		for _, to := range pods {

@@ -3,6 +3,7 @@
 package strange
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,13 +54,10 @@ func (s *strange) serve(t *testing.T, l net.Listener) {
 	t.Cleanup(func() { _ = l.Close() })
 }
 
-// transfer sends random bytes through an echo server and wants the same back, then an end on both sides.
-func transfer(c net.Conn) (testutil.Answer, error) {
+// transfer sends random bytes through an echo server and wants the same back, then an end on both sides. It writes before
+// it reads: some ways to connect do so with the first bytes.
+func transfer(c net.Conn) (from netip.Addr, name string, err error) {
 	defer func() { _ = c.Close() }()
-	answer, err := testutil.Ask(c)
-	if err != nil {
-		return answer, err
-	}
 	_ = c.SetDeadline(time.Now().Add(effect))
 	block := make([]byte, blockBytes)
 	_, _ = rand.Read(block)
@@ -70,17 +69,32 @@ func transfer(c net.Conn) (testutil.Answer, error) {
 		}
 		sent <- err
 	}()
-	got, err := io.ReadAll(c)
+	r := bufio.NewReader(c)
+	if name, from, err = greeting(r); err != nil {
+		return from, name, err
+	}
+	got, err := io.ReadAll(r)
 	if serr := <-sent; serr != nil {
-		return answer, fmt.Errorf("write: %w", serr)
+		return from, name, fmt.Errorf("write: %w", serr)
 	}
 	if err != nil {
-		return answer, fmt.Errorf("after %d of %d bytes: %w", len(got), len(block), err)
+		return from, name, fmt.Errorf("after %d of %d bytes: %w", len(got), len(block), err)
 	}
 	if !bytes.Equal(got, block) {
-		return answer, fmt.Errorf("the echo of %d bytes has %d, or differs", len(block), len(got))
+		return from, name, fmt.Errorf("the echo of %d bytes has %d, or differs", len(block), len(got))
 	}
-	return answer, nil
+	return from, name, nil
+}
+
+// greeting is who the server is, and from where it saw the client.
+func greeting(r *bufio.Reader) (name string, from netip.Addr, err error) {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return "", from, fmt.Errorf("read greeting: %w", err)
+	}
+	name, client, _ := strings.Cut(strings.TrimSpace(line), " ")
+	peer, err := netip.ParseAddrPort(client)
+	return name, peer.Addr().Unmap(), err
 }
 
 // dialer connects in a way of its own.
@@ -101,12 +115,12 @@ func carry(dial dialer, to netip.AddrPort, name string, source netip.Addr) error
 	if err != nil {
 		return err
 	}
-	answer, err := transfer(c)
+	from, who, err := transfer(c)
 	if err != nil {
 		return err
 	}
-	if answer.Name != name || source.IsValid() && answer.From.Addr() != source {
-		return fmt.Errorf("%s answered and saw %v, want %s to see %v", answer.Name, answer.From, name, source)
+	if who != name || source.IsValid() && from != source {
+		return fmt.Errorf("%s answered and saw %v, want %s to see %v", who, from, name, source)
 	}
 	return nil
 }

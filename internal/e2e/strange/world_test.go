@@ -164,11 +164,10 @@ func newStrange(t *testing.T, name string, edit ...func(*lab.PodSpec)) *strange 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := w.add(t, name, edit...)
-	s.echo(t, fmt.Sprintf("[::]:%d", echoPort))
-	return s
+	return w.add(t, name, edit...)
 }
 
+// add makes a pod, with an echo server unless it has a namespace of its own making.
 func (w *world) add(t *testing.T, name string, edit ...func(*lab.PodSpec)) *strange {
 	t.Helper()
 	spec := lab.PodSpec{Name: name, Namespace: "mesh"}
@@ -188,7 +187,28 @@ func (w *world) add(t *testing.T, name string, edit ...func(*lab.PodSpec)) *stra
 			t.Errorf("delete pod %s: %v", p.Name, err)
 		}
 	})
+	if spec.MakeNS == nil {
+		s.echo(t, fmt.Sprintf("[::]:%d", echoPort))
+		s.known()
+	}
 	return s
+}
+
+// known waits until the other node knows that the pod is in the mesh; before, it is reached in clear, as any new pod.
+func (s *strange) known() {
+	s.t.Helper()
+	testutil.Eventually(s.t, effect, func() error {
+		for _, family := range s.families() {
+			before := s.count(bpf.VerdictHBONE)
+			if _, err := inside(s.w.peer).AskFrom(at(s.Pod, family)); err != nil {
+				return err
+			}
+			if len(s.w.lines(s.w.Nodes[1], `"dst.hbone_addr":"`+at(s.Pod, family).String()+`"`)) == 0 && s.count(bpf.VerdictHBONE) == before {
+				return fmt.Errorf("reached in clear at %v", s.Addr(family))
+			}
+		}
+		return nil
+	})
 }
 
 // inside is a pod's namespace as testutil sees it.
