@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
 	"github.com/sluice-mesh/sluice/ztunnel/identity"
 	"github.com/sluice-mesh/sluice/ztunnel/inpod"
@@ -61,6 +63,21 @@ func (z *ztunnel) dumpPods() map[string]podDump {
 		}
 	}
 	return dump
+}
+
+// explain answers for a pod that is served; uid is Kubernetes'.
+func (z *ztunnel) explain(uid, destination string) (any, error) {
+	z.mu.Lock()
+	pods, carrier := z.pods, z.proxy
+	z.mu.Unlock()
+	if pods != nil {
+		for _, p := range pods.Pods() {
+			if p.UID == uid {
+				return carrier.Explain(p.Info, destination)
+			}
+		}
+	}
+	return nil, fmt.Errorf("pod %q: is not served by this ztunnel", uid)
 }
 
 func infoOf(i inpod.Info) infoDump { return infoDump{i.Name, i.Namespace, i.ServiceAccount} }

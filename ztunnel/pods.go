@@ -92,7 +92,12 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 func (z *ztunnel) keepDestinations(ctx context.Context, node *bpf.Node) {
 	d := destinations{
 		set: node.Destinations(), size: z.metrics.Destinations, log: telemetry.Scope(z.log, "datapath"),
-		want: func() discovery.CaptureSet { return z.store.CaptureSet(z.config.Network) },
+		want: func() discovery.CaptureSet {
+			set := z.store.CaptureSet(z.config.Network)
+			// Connections to these are refused here rather than sent out, which is also how the command line tests capture.
+			set.Addrs = append(set.Addrs, proxy.HiddenAddrs()...)
+			return set
+		},
 	}
 	d.run(ctx, z.store.Subscribe())
 }

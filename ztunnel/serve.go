@@ -97,7 +97,7 @@ func (z *ztunnel) start(ctx, life context.Context) error {
 //
 // They answer to the very end, drain included.
 func (z *ztunnel) servePages(life context.Context) error {
-	admin := &telemetry.Admin{Dump: z.dump, Recent: z.access.Recent, Levels: z.levels, Quit: func() { z.stop(nil) }}
+	admin := &telemetry.Admin{Dump: z.dump, Recent: z.access.Recent, Explain: z.explain, Levels: z.levels, Quit: func() { z.stop(nil) }}
 	for _, page := range []struct {
 		name, address string
 		handler       http.Handler

@@ -19,6 +19,9 @@ var (
 	hidden6 = netip.MustParseAddr("100::1")
 )
 
+// HiddenAddrs lists the addresses of ztunnel's listeners, to which every connection is refused.
+func HiddenAddrs() []netip.Addr { return []netip.Addr{hidden4, hidden6} }
+
 func isHidden(a netip.Addr) bool { return a == hidden4 || a == hidden6 }
 
 // isReserved reports the ports of ztunnel itself, which no connection may be aimed at (ambient section 1.1, "illegal

@@ -41,7 +41,10 @@ type Admin struct {
 	Dump func() any
 	// Recent returns what /debug/connections prints; nil means nothing.
 	Recent func() []Recent
-	Levels *Levels
+	// Explain returns what /debug/explain prints: what would become of a connection of the pod with a uid to a
+	// destination, "host:port". An error is the request's fault. nil means that there is no such page.
+	Explain func(uid, destination string) (any, error)
+	Levels  *Levels
 	// Quit begins a graceful shutdown and returns at once.
 	Quit func()
 }
@@ -49,6 +52,7 @@ type Admin struct {
 const adminIndex = `<!DOCTYPE html><title>ztunnel</title><h1>ztunnel</h1><ul>
 <li><a href="/config_dump">config_dump</a>: what ztunnel knows, as JSON
 <li><a href="/debug/connections">debug/connections</a>: the connections that ended last, as JSON
+<li>debug/explain?pod=UID&amp;dst=HOST:PORT: what would become of a connection, as JSON
 <li>logging: POST, ?level=debug or ?level=access=debug,xds=warn or ?reset; without a query lists levels
 <li>quitquitquit: POST, drain and exit
 <li><a href="/debug/pprof/">debug/pprof</a>
@@ -64,6 +68,9 @@ func (a *Admin) Handler() http.Handler {
 	})
 	mux.HandleFunc("GET /config_dump", a.dump)
 	mux.HandleFunc("GET /debug/connections", a.connections)
+	if a.Explain != nil {
+		mux.HandleFunc("GET /debug/explain", a.explain)
+	}
 	mux.HandleFunc("POST /logging", a.logging)
 	mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "shutdown now")
@@ -77,11 +84,22 @@ func (a *Admin) Handler() http.Handler {
 	return mux
 }
 
-func (a *Admin) dump(w http.ResponseWriter, _ *http.Request) {
+func (a *Admin) dump(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.Dump()) }
+
+func (a *Admin) explain(w http.ResponseWriter, r *http.Request) {
+	explanation, err := a.Explain(r.URL.Query().Get("pod"), r.URL.Query().Get("dst"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	writeJSON(w, explanation)
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	out := json.NewEncoder(w)
 	out.SetIndent("", "  ")
-	if err := out.Encode(a.Dump()); err != nil {
+	if err := out.Encode(v); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }
