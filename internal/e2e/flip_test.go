@@ -48,7 +48,7 @@ func TestLabelFlipsUnderTraffic(t *testing.T) {
 		}
 	}
 	m.write("strict.yaml", strictMesh)
-	traffic := startTraffic(t, old)
+	traffic := startPings(t, old)
 	for round := range 4 {
 		enrolled := round%2 == 0
 		label(map[bool]string{true: "ambient", false: "none"}[enrolled])
@@ -118,25 +118,25 @@ func (m *mesh) wantSide(runner, legacy *lab.Pod, family int, enrolled bool) {
 	}
 }
 
-// traffic pings connections until stopped.
-type traffic struct {
+// pings pings connections until stopped.
+type pings struct {
 	stop   func()
 	mu     sync.Mutex
 	err    error
 	rounds int
 }
 
-func startTraffic(t *testing.T, conns []net.Conn) *traffic {
+func startPings(t *testing.T, conns []net.Conn) *pings {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	tr := &traffic{}
+	tr := &pings{}
 	tr.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	wg.Go(func() { tr.run(ctx, conns) })
 	t.Cleanup(tr.stop)
 	return tr
 }
 
-func (tr *traffic) run(ctx context.Context, conns []net.Conn) {
+func (tr *pings) run(ctx context.Context, conns []net.Conn) {
 	pace := time.NewTicker(5 * time.Millisecond)
 	defer pace.Stop()
 	for ctx.Err() == nil {
@@ -158,7 +158,7 @@ func (tr *traffic) run(ctx context.Context, conns []net.Conn) {
 }
 
 // alive waits for a whole round of pings that began after the call.
-func (tr *traffic) alive() error {
+func (tr *pings) alive() error {
 	state := func() (int, error) {
 		tr.mu.Lock()
 		defer tr.mu.Unlock()
