@@ -84,6 +84,19 @@ func (d *Destinations) Complete() (bool, error) {
 	return value != 0, nil
 }
 
+// Contains tells whether an address is in the set.
+func (d *Destinations) Contains(addr netip.Addr) (bool, error) {
+	var value uint8
+	err := d.set.Lookup(addr.As16(), &value)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up destination %v: %w", addr, err)
+	}
+	return true, nil
+}
+
 // List returns the set, sorted, IPv4 addresses as such. While another process changes it some may be missing.
 func (d *Destinations) List() ([]netip.Addr, error) {
 	var addrs []netip.Addr

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +57,8 @@ var commands = map[string]command{
 	"uninstall": uninstallCommand,
 	"status":    statusCommand,
 	"flows":     flowsCommand,
+	"verify":    verifyCommand,
+	"why":       whyCommand,
 	"version":   versionCommand,
 }
 
@@ -97,22 +100,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // flagSet is a command's flags. Help goes to stdout; mistakes are errors and left to run to print.
 type flagSet struct {
 	*flag.FlagSet
-	stdout io.Writer
+	stdout   io.Writer
+	operands string   // names of what comes beside flags, such as "POD DST"
+	given    []string // what came, in that order
 }
 
 func newFlagSet(name string, stdout io.Writer) *flagSet {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.Usage = func() {}
-	return &flagSet{fs, stdout}
+	return &flagSet{FlagSet: fs, stdout: stdout}
 }
 
 // parse reads args and calls validate; all mistakes are reported together.
 func (fs *flagSet) parse(args []string, validate func() error) error {
-	err := fs.Parse(args)
+	err := fs.read(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fs.SetOutput(fs.stdout)
-		fmt.Fprintf(fs.stdout, "Usage: sluice-installer %s [flags]\n\nFlags:\n", fs.Name())
+		fmt.Fprintf(fs.stdout, "Usage: %s [flags]\n\nFlags:\n", strings.TrimSpace("sluice-installer "+fs.Name()+" "+fs.operands))
 		fs.PrintDefaults()
 		return err
 	}
@@ -120,8 +125,11 @@ func (fs *flagSet) parse(args []string, validate func() error) error {
 		return usageError{err}
 	}
 	var errs []error
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.Arg(0)))
+	switch wanted := strings.Fields(fs.operands); {
+	case len(fs.given) > len(wanted):
+		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.given[len(wanted)]))
+	case len(fs.given) < len(wanted):
+		errs = append(errs, fmt.Errorf("%s is missing", wanted[len(fs.given)]))
 	}
 	if err := errors.Join(append(errs, validate())...); err != nil {
 		return usageError{err}
@@ -153,4 +161,15 @@ func version() string {
 		}
 	}
 	return "devel"
+}
+
+// read takes flags before, between and behind the operands.
+func (fs *flagSet) read(args []string) error {
+	for {
+		if err := fs.Parse(args); err != nil || fs.NArg() == 0 {
+			return err
+		}
+		fs.given = append(fs.given, fs.Arg(0))
+		args = fs.Args()[1:]
+	}
 }

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-mesh/sluice/bpf"
+)
+
+// adminTimeout bounds a question to ztunnel's admin page.
+const adminTimeout = 5 * time.Second
+
+// meshView is what verify and why use of ztunnel's config dump; the keys are those of ztunnel/discovery.Dump.
+type meshView struct {
+	Workloads []meshWorkload `json:"workloads"`
+	Services  []meshService  `json:"services"`
+	Policies  []meshPolicy   `json:"policies"`
+}
+
+type meshWorkload struct {
+	UID            string                       `json:"uid"`
+	Name           string                       `json:"name"`
+	Namespace      string                       `json:"namespace"`
+	ServiceAccount string                       `json:"serviceAccount"`
+	TrustDomain    string                       `json:"trustDomain"`
+	Addresses      []netip.Addr                 `json:"workloadIps"`
+	Protocol       string                       `json:"protocol"`
+	Node           string                       `json:"node"`
+	Waypoint       *meshGateway                 `json:"waypoint"`
+	Policies       []string                     `json:"authorizationPolicies"`
+	Services       map[string]map[uint16]uint16 `json:"services"`
+}
+
+type meshGateway struct {
+	Destination string `json:"destination"`
+}
+
+type meshService struct {
+	Name      string         `json:"name"`
+	Namespace string         `json:"namespace"`
+	Hostname  string         `json:"hostname"`
+	VIPs      []string       `json:"vips"` // network/address
+	Waypoint  *meshGateway   `json:"waypoint"`
+	Endpoints map[string]any `json:"endpoints"`
+}
+
+type meshPolicy struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Scope     string `json:"scope"`
+	Action    string `json:"action"`
+	DryRun    bool   `json:"dryRun"`
+}
+
+// endedConn is what is used of ztunnel's /debug/connections.
+type endedConn struct {
+	At          time.Time      `json:"at"`
+	Direction   string         `json:"direction"`
+	Src         netip.AddrPort `json:"src"`
+	Dst         netip.AddrPort `json:"dst"`
+	DstIdentity string         `json:"dstIdentity"`
+	SrcIdentity string         `json:"srcIdentity"`
+	HBONEAddr   string         `json:"hboneAddr"`
+	Service     string         `json:"service"`
+	Verdict     string         `json:"verdict"`
+	Policy      string         `json:"policy"`
+	Error       string         `json:"error"`
+}
+
+// identity is the name in the workload's certificate.
+func (w *meshWorkload) identity() string {
+	return fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", w.TrustDomain, w.Namespace, w.ServiceAccount)
+}
+
+// address is the service's first address in words, "" if it has none.
+func (s *meshService) has(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.VIPs, func(vip string) bool {
+		_, text, ok := strings.Cut(vip, "/")
+		if !ok {
+			text = vip
+		}
+		a, err := netip.ParseAddr(text)
+		return err == nil && a == addr
+	})
+}
+
+// admin asks a page of ztunnel's admin server.
+func admin(ctx context.Context, address, page string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+page, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask ztunnel's admin page: %w (is ztunnel running on this node, and its --admin-address %s?)", err, address)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask ztunnel's admin page %s: %s", page, resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read ztunnel's admin page %s: %w", page, err)
+	}
+	return nil
+}
+
+// findPod opens the one attached pod that a user's word names. The caller closes both.
+func findPod(pinRoot, typed string) (*bpf.Node, *bpf.Pod, error) {
+	node, err := bpf.OpenNode(pinRoot)
+	if err != nil {
+		return nil, nil, err
+	}
+	pod, err := findPodIn(node, typed)
+	if err != nil {
+		return nil, nil, errors.Join(err, node.Close())
+	}
+	return node, pod, nil
+}
+
+func findPodIn(node *bpf.Node, typed string) (*bpf.Pod, error) {
+	infos, err := node.Pods()
+	if err != nil && len(infos) == 0 {
+		return nil, err
+	}
+	var found []bpf.PodInfo
+	for _, i := range infos {
+		if isPod(typed, i.Namespace, i.Name, i.UID) || typed == i.ContainerID {
+			found = append(found, i)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return node.Pod(found[0].ID)
+	case 0:
+		return nil, fmt.Errorf("no pod %q is attached on this node: it is not enrolled, runs elsewhere, or is called otherwise (sluice-installer status lists all; NAMESPACE/NAME, name or uid)", typed)
+	}
+	var names []string
+	for _, i := range found {
+		names = append(names, i.Namespace+"/"+i.Name+" "+i.UID)
+	}
+	return nil, fmt.Errorf("%q names %d pods: %s", typed, len(found), strings.Join(names, ", "))
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/enroll"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
+)
+
+// errNotVerified is what verify ends with after it has printed what failed.
+var errNotVerified = errors.New("not all checks passed")
+
+// check is one line of verify.
+type check struct {
+	What   string `json:"what"`
+	Result string `json:"result"` // ok, FAILED or skipped
+	Detail string `json:"detail,omitempty"`
+}
+
+// verifier checks one pod.
+type verifier struct {
+	paths
+	adminAddress string
+	node         *bpf.Node
+	pod          *bpf.Pod
+	view         *meshView // nil if ztunnel does not answer
+	checks       []check
+}
+
+func (v *verifier) ok(what, format string, args ...any) {
+	v.checks = append(v.checks, check{what, "ok", fmt.Sprintf(format, args...)})
+}
+
+func (v *verifier) failed(what, format string, args ...any) {
+	v.checks = append(v.checks, check{what, "FAILED", fmt.Sprintf(format, args...)})
+}
+
+func (v *verifier) skipped(what, format string, args ...any) {
+	v.checks = append(v.checks, check{what, "skipped", fmt.Sprintf(format, args...)})
+}
+
+// verifyCommand checks a pod from links to a live connection.
+func verifyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var v verifier
+	var format string
+	fs := newFlagSet("verify", stdout)
+	fs.operands = "POD"
+	v.declare(fs.FlagSet)
+	fs.StringVar(&v.adminAddress, "ztunnel-admin", "127.0.0.1:15000", "address of ztunnel's admin page")
+	fs.StringVar(&format, "o", "table", "output: table or json")
+	err := fs.parse(args, func() error {
+		if format != "table" && format != "json" {
+			return errors.Join(v.validate(), fmt.Errorf("-o: %q is neither table nor json", format))
+		}
+		return v.validate()
+	})
+	if err != nil {
+		return err
+	}
+	if v.node, v.pod, err = findPod(v.PinRoot, fs.given[0]); err != nil {
+		return err
+	}
+	defer func() { _, _ = v.pod.Close(), v.node.Close() }()
+	v.run(ctx)
+	if err := v.print(stdout, format); err != nil {
+		return err
+	}
+	for _, c := range v.checks {
+		if c.Result == "FAILED" {
+			return errNotVerified
+		}
+	}
+	return nil
+}
+
+func (v *verifier) run(ctx context.Context) {
+	v.checkAgent(ctx)
+	v.checkDatapath()
+	v.checkDestinations()
+	v.checkZtunnel(ctx)
+	v.checkLive(ctx)
+}
+
+// checkAgent asks what the agent thinks of the pod.
+func (v *verifier) checkAgent(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	status, err := askStatus(ctx, nodeapi.Client{Socket: v.agentSocket()})
+	if err != nil {
+		v.failed("agent", "%v: nobody repairs this pod or enrols others", err)
+		return
+	}
+	v.ok("agent", "runs on node %s", status.Node)
+	if status.Ztunnels == 0 {
+		v.failed("ztunnel", "none is connected to the agent: connections wait, and are refused after its --proxy-down-limit")
+	} else {
+		v.ok("ztunnel", "%d connected", status.Ztunnels)
+	}
+	for _, p := range status.Pods {
+		if p.ContainerID == v.pod.Info().ContainerID {
+			v.checkStatus(&p)
+			return
+		}
+	}
+	v.failed("enrolment", "the agent does not know the pod, whose programs are attached: restart the agent, or delete the pod")
+}
+
+func (v *verifier) checkStatus(p *enroll.PodStatus) {
+	switch {
+	case p.Problem != "":
+		v.failed("enrolment", "%s: %s", p.Phase, p.Problem)
+	case p.Phase != "served":
+		v.failed("enrolment", "phase is %q, want served", p.Phase)
+	default:
+		v.ok("enrolment", "served, service account %s", p.ServiceAccount)
+	}
+}
+
+// checkDatapath has every link, rule, route, sysctl and slot compared with what was attached.
+func (v *verifier) checkDatapath() {
+	info := v.pod.Info()
+	const what = "datapath"
+	if err := v.pod.Check(); err != nil {
+		for _, line := range problems(err) {
+			v.failed(what, "%s (the agent repairs this at its next resync)", line)
+		}
+	} else {
+		v.ok(what, "links, rule, route, sysctl and listeners are as attached; capture on %s, by %s", strings.Join(info.Interfaces, ", "), v.node.AttachMode())
+	}
+	switch len(info.HostIfindexes) {
+	case 0:
+		v.skipped("guard", "the pod's interface has no end on this host: what goes past tc in the pod is not stopped")
+	default:
+		v.ok("guard", "on interface %d of the host", info.HostIfindexes[0])
+	}
+	verdicts, err := v.pod.Verdicts()
+	if err != nil {
+		v.failed("leaks", "%v", err)
+		return
+	}
+	leaks := uint64(0)
+	for _, verdict := range []bpf.Verdict{bpf.VerdictDropLeak, bpf.VerdictDropLeakFragment, bpf.VerdictDropLeakHeaders, bpf.VerdictDropLeakTagged} {
+		leaks += verdicts[verdict]
+	}
+	if leaks > 0 {
+		v.failed("leaks", "guard stopped %d packets that tried to leave in clear: something in the pod works around capture (status shows which kind)", leaks)
+	} else {
+		v.ok("leaks", "guard never had to stop anything")
+	}
+}
+
+// problems takes joined errors apart.
+func problems(err error) (lines []string) {
+	for line := range strings.Lines(err.Error()) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	return lines
+}
+
+func (v *verifier) checkDestinations() {
+	const what = "destinations"
+	complete, err := v.node.Destinations().Complete()
+	switch {
+	case err != nil:
+		v.failed(what, "%v", err)
+	case !complete:
+		v.failed(what, "the set is not complete: everything is captured until ztunnel has heard from the control plane")
+	default:
+		v.ok(what, "the set of mesh addresses is complete")
+	}
+}
+
+func (v *verifier) checkZtunnel(ctx context.Context) {
+	var view meshView
+	if err := admin(ctx, v.adminAddress, "/config_dump", &view); err != nil {
+		v.failed("mesh state", "%v", err)
+		return
+	}
+	v.view = &view
+	for _, w := range view.Workloads {
+		for _, a := range v.pod.Info().Addresses {
+			if containsAddr(w.Addresses, a) {
+				v.ok("mesh state", "ztunnel knows the pod as %s, %s", w.identity(), w.Protocol)
+				return
+			}
+		}
+	}
+	v.failed("mesh state", "ztunnel knows no workload with the pod's address: the control plane has not told it of the pod")
+}
+
+func containsAddr(list []netip.Addr, a netip.Addr) bool {
+	for _, each := range list {
+		if each == a {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *verifier) print(w io.Writer, format string) error {
+	if format == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v.checks)
+	}
+	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range v.checks {
+		fmt.Fprintf(out, "%s\t%s\t%s\n", c.Result, c.What, c.Detail)
+	}
+	return out.Flush()
+}
