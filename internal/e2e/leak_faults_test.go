@@ -59,7 +59,7 @@ var faults = []fault{
 // started again. Connections may fail; nothing may leave in clear, and all goes on afterwards.
 func TestNothingLeaksOverFaults(t *testing.T) {
 	w := newWatched(t)
-	tr := w.startTraffic()
+	tr := w.startTransfers()
 	tr.wantMore(t, "before any fault", 5)
 	for _, f := range faults {
 		for _, n := range w.Nodes {
@@ -78,7 +78,7 @@ func TestNothingLeaksOverFaults(t *testing.T) {
 // clear, and the agent puts back what it can.
 func TestNothingLeaksFromATamperingPod(t *testing.T) {
 	w := newWatched(t)
-	tr := w.startTraffic()
+	tr := w.startTransfers()
 	tr.wantMore(t, "before", 5)
 	for _, command := range []string{
 		"tc filter del dev eth0 egress",
@@ -120,7 +120,7 @@ func TestNothingLeaksFromATamperingPod(t *testing.T) {
 // before, and not after.
 func TestNothingLeaksWhileAPodLeavesAndComesBack(t *testing.T) {
 	w := newWatched(t)
-	tr := w.startTraffic()
+	tr := w.startTransfers()
 	tr.wantMore(t, "before", 5)
 	for range 3 {
 		w.watch.SetMembers()

@@ -145,8 +145,8 @@ func TestTheWatchSeesALeak(t *testing.T) {
 	}
 }
 
-// traffic is clients that open connection after connection and check what comes back, until stopped.
-type traffic struct {
+// transfers is clients that open connection after connection and check what comes back, until stopped.
+type transfers struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	good   [2]atomic.Int64 // transfers, by family
@@ -154,11 +154,11 @@ type traffic struct {
 	wrong  atomic.Pointer[string]
 }
 
-// startTraffic moves random bytes through echo servers, over both families.
-func (m *mesh) startTraffic() *traffic {
+// startTransfers moves random bytes through echo servers, over both families.
+func (m *mesh) startTransfers() *transfers {
 	m.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	tr := &traffic{cancel: cancel}
+	tr := &transfers{cancel: cancel}
 	ns, err := netns.Open(netns.NamedPath(m.client.NS))
 	m.must(err)
 	m.t.Cleanup(func() { tr.stop(); _ = ns.Close() })
@@ -183,7 +183,7 @@ func (m *mesh) startTraffic() *traffic {
 }
 
 // transfer sends a random block and checks the echo.
-func (tr *traffic) transfer(ctx context.Context, ns *netns.NS, addr netip.AddrPort) error {
+func (tr *transfers) transfer(ctx context.Context, ns *netns.NS, addr netip.AddrPort) error {
 	var c net.Conn
 	err := ns.Do(func() (err error) {
 		d := net.Dialer{Timeout: 2 * time.Second}
@@ -215,7 +215,7 @@ func (tr *traffic) transfer(ctx context.Context, ns *netns.NS, addr netip.AddrPo
 }
 
 // wantMore waits until so many more transfers went well in each family.
-func (tr *traffic) wantMore(t *testing.T, what string, n int64) {
+func (tr *transfers) wantMore(t *testing.T, what string, n int64) {
 	t.Helper()
 	before := [2]int64{tr.good[0].Load(), tr.good[1].Load()}
 	err := lab.Poll(30*time.Second, func() error {
@@ -234,7 +234,7 @@ func (tr *traffic) wantMore(t *testing.T, what string, n int64) {
 	}
 }
 
-func (tr *traffic) stop() {
+func (tr *transfers) stop() {
 	tr.cancel()
 	tr.wg.Wait()
 }
