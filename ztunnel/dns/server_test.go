@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
+)
+
+var loopback = netip.MustParseAddrPort("127.0.0.1:0")
+
+// fakePod is a pod without a namespace, whose control plane knows it once known is closed.
+type fakePod struct{ known chan struct{} }
+
+func (fakePod) DialUDP(_ context.Context, to netip.AddrPort) (*net.UDPConn, error) {
+	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+}
+
+func (fakePod) SpeakAs(context.Context, netip.AddrPort) (*net.UDPConn, error) {
+	return net.ListenUDP("udp", net.UDPAddrFromAddrPort(loopback))
+}
+
+func (p fakePod) Workload(ctx context.Context) (*discovery.Workload, error) {
+	select {
+	case <-p.known:
+		return fakeClient, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (fakePod) Dial(context.Context, netip.AddrPort, netip.AddrPort) (net.Conn, error) {
+	return nil, errors.New("no route")
+}
+
+// served is a server on loopback: datagrams and connections to it are what was captured.
+type served struct {
+	*Server
+	udp *net.UDPConn
+	tcp *net.TCPListener
+}
+
+func serve(t *testing.T, p fakePod) *served {
+	t.Helper()
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1) })
+	}}
+	udp, err := lc.ListenPacket(t.Context(), "udp4", loopback.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &served{udp: udp.(*net.UDPConn), tcp: tcp, Server: NewServer(Config{
+		Resolver: testResolver(), Metrics: telemetry.NewMetrics("test"), Log: slog.New(slog.DiscardHandler),
+	}, p, p)}
+	s.Listen([]*net.UDPConn{s.udp}, []*net.TCPListener{s.tcp})
+	t.Cleanup(func() { s.hangUp(); s.Stop() })
+	return s
+}
+
+func (s *served) hangUp() { _, _ = s.udp.Close(), s.tcp.Close() }
+
+// asker returns a socket that sends queries to the server and hears anybody.
+func asker(t *testing.T) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(loopback))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	return c
+}
+
+func send(t *testing.T, s *served, c *net.UDPConn) {
+	t.Helper()
+	raw, err := new(dns.Msg).SetQuestion("web.", dns.TypeA).Pack()
+	if err == nil {
+		_, err = c.WriteTo(raw, s.udp.LocalAddr())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func receive(t *testing.T, c *net.UDPConn) *dns.Msg {
+	t.Helper()
+	buf := make([]byte, 4096)
+	n, _, err := c.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unpack(t, buf[:n])
+}
+
+func TestTooManyQueriesAreRefused(t *testing.T) {
+	p := fakePod{known: make(chan struct{})}
+	s := serve(t, p)
+	many, late := asker(t), asker(t)
+	for range maxQueries {
+		send(t, s, many)
+	}
+	for len(s.queries) < maxQueries && t.Context().Err() == nil {
+		time.Sleep(time.Millisecond) // the channel's length cannot be waited for
+	}
+	send(t, s, late)
+	if m := receive(t, late); m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("one too many: got %v, want SERVFAIL", m)
+	}
+	close(p.known)
+	for i := range maxQueries {
+		if m := receive(t, many); m.Rcode != 0 || len(m.Answer) != 1 {
+			t.Fatalf("answer %d: %v", i, m)
+		}
+	}
+}
+
+func TestDrainWaitsForAnswersAndStopDoesNot(t *testing.T) {
+	p := fakePod{known: make(chan struct{})}
+	s := serve(t, p)
+	c := asker(t)
+	send(t, s, c)
+	for len(s.queries) == 0 && t.Context().Err() == nil {
+		time.Sleep(time.Millisecond) // the channel's length cannot be waited for
+	}
+	s.hangUp()
+	drained := make(chan struct{})
+	go func() { defer close(drained); s.Drain(t.Context()) }()
+	select {
+	case <-drained:
+		t.Fatal("drained before the answer")
+	case <-time.After(20 * time.Millisecond): // long enough for a Drain that does not wait
+	}
+	close(p.known)
+	if m := receive(t, c); len(m.Answer) != 1 {
+		t.Errorf("got %v", m)
+	}
+	<-drained
+
+	stuck := serve(t, fakePod{known: make(chan struct{})})
+	send(t, stuck, c)
+	stuck.hangUp()
+	stuck.Stop() // the test's time is up if this waits
+}
+
+func TestMalformedMessagesEndAConnection(t *testing.T) {
+	known := make(chan struct{})
+	close(known)
+	s := serve(t, fakePod{known: known})
+	for _, msg := range [][]byte{{}, {1}, make([]byte, 11)} {
+		c, err := net.Dial("tcp4", s.tcp.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if err := writeMessage(c, msg); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readMessage(c)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%x: got %x, %v, want the end", msg, got, err)
+		}
+		_ = c.Close()
+	}
+}
+
+func TestSocketsOfAnswersAreFew(t *testing.T) {
+	var made []*net.UDPConn
+	v := voices{speak: func(ctx context.Context, at netip.AddrPort) (*net.UDPConn, error) {
+		c, err := fakePod{}.SpeakAs(ctx, at)
+		made = append(made, c)
+		return c, err
+	}}
+	to := asker(t).LocalAddr().(*net.UDPAddr).AddrPort()
+	first := netip.MustParseAddrPort("10.0.0.1:53")
+	for i := range 3 * maxVoices {
+		for _, at := range []netip.AddrPort{first, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), 53)} {
+			if err := v.say(t.Context(), at, to, []byte("answer")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(made) != 1+3*maxVoices {
+		t.Errorf("%d sockets made, want one for the address in use and one for each other", len(made))
+	}
+	open := 0
+	for _, c := range made {
+		if c.SetDeadline(time.Time{}) == nil {
+			open++
+		}
+	}
+	if open != maxVoices {
+		t.Errorf("%d sockets open, want %d", open, maxVoices)
+	}
+	v.close()
+	if err := v.say(t.Context(), first, to, nil); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after close: %v", err)
+	}
+}
