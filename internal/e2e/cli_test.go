@@ -139,8 +139,9 @@ func TestVerify(t *testing.T) {
 			if ok {
 				return fmt.Errorf("%s: verify passed: %s", what, out)
 			}
+			words := strings.Join(strings.Fields(out), " ") // columns are as wide as they have to be
 			for _, part := range parts {
-				if !strings.Contains(out, part) {
+				if !strings.Contains(words, part) {
 					return fmt.Errorf("%s: %q is not said: %s", what, part, out)
 				}
 			}
@@ -148,14 +149,14 @@ func TestVerify(t *testing.T) {
 		})
 	}
 	m.must(m.Nodes[0].Ztunnel.Kill())
-	wantFailure("without ztunnel", "FAILED   ztunnel", "none is connected")
+	wantFailure("without ztunnel", "FAILED ztunnel", "none is connected")
 	m.must(m.Nodes[0].StartZtunnel())
 	m.must(m.Nodes[0].WaitReady())
 	admin = "127.0.0.1:15100"       // the lab's second ztunnel on a node
 	m.must(m.Nodes[0].Agent.Kill()) // it would repair
-	wantFailure("without agent", "FAILED   agent", "is not running")
+	wantFailure("without agent", "FAILED agent", "is not running")
 	inside(m.client).Run(t, "ip", "rule", "del", "priority", "500")
-	wantFailure("without rule", "no IPv4 rule 500", "FAILED   live IPv4")
+	wantFailure("without rule", "no IPv4 rule 500", "FAILED live IPv4")
 	m.detachByHand(0, m.client)
 	if out, ok := m.cli(0, "verify", "mesh/client"); ok || !strings.Contains(out, "no pod") {
 		t.Errorf("detached: %s", out)
