@@ -147,17 +147,28 @@ func uninstallCommand(_ context.Context, args []string, stdout, stderr io.Writer
 	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	if c.ConfDir != "" {
-		if err := cniconf.Uninstall(c.ConfDir); err != nil {
+		changed, err := cniconf.Uninstall(c.ConfDir)
+		for _, path := range changed {
+			log.Info("conflist entry removed", "path", path)
+		}
+		if err != nil {
 			// The plugin stays: entries that could not be taken out still name it.
 			return err
 		}
-		log.Info("conflist entry removed", "dir", c.ConfDir)
+		if len(changed) == 0 {
+			log.Info("no conflist entry to remove", "dir", c.ConfDir)
+		}
 	}
 	if c.BinDir != "" {
-		if err := cniconf.RemoveBinary(cniconf.PluginType, c.BinDir); err != nil {
+		removed, err := cniconf.RemoveBinary(cniconf.PluginType, c.BinDir)
+		if err != nil {
 			return err
 		}
-		log.Info("plugin removed", "dir", c.BinDir)
+		if removed {
+			log.Info("plugin removed", "dir", c.BinDir)
+		} else {
+			log.Info("no plugin to remove", "dir", c.BinDir)
+		}
 	}
 	return nil
 }

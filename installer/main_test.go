@@ -326,9 +326,15 @@ func TestInstallAndUninstallLeaveNoTrace(t *testing.T) {
 	if st, err := os.Stat(p.path("bin/sluice-cni")); err != nil || st.Mode().Perm()&0o111 == 0 {
 		t.Errorf("plugin: %v, %v", st, err)
 	}
-	for range 2 {
-		if code, _, stderr := invoke(t, append([]string{"uninstall"}, dirs...)...); code != exitOK {
+	for _, want := range [][]string{{"conflist entry removed", "plugin removed"}, {"no conflist entry to remove", "no plugin to remove"}} {
+		code, _, stderr := invoke(t, append([]string{"uninstall"}, dirs...)...)
+		if code != exitOK {
 			t.Fatalf("uninstall: exit code %d: %s", code, stderr)
+		}
+		for _, said := range want {
+			if strings.Count(stderr, said) != 1 || strings.Count(stderr, "msg=") != len(want) {
+				t.Errorf("uninstall: want %q said, got %s", want, stderr)
+			}
 		}
 	}
 	if b, err := os.ReadFile(p.path("net.d/10-net.conflist")); err != nil || string(b) != before {

@@ -53,18 +53,23 @@ func same(path string, program []byte) bool {
 }
 
 // RemoveBinary takes the named program out of the folder of plugins, with what an interrupted InstallBinary left. It
-// succeeds if there is nothing.
-func RemoveBinary(name, binDir string) error {
+// succeeds if there is nothing; removed tells whether there was the program.
+func RemoveBinary(name, binDir string) (removed bool, err error) {
 	unlock, err := lockDir(binDir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove binary: %w", err)
+		return false, fmt.Errorf("remove binary: %w", err)
 	}
 	defer unlock()
-	if err := errors.Join(sweep(binDir), removeIfThere(filepath.Join(binDir, name))); err != nil {
-		return fmt.Errorf("remove binary: %w", err)
+	err = os.Remove(filepath.Join(binDir, name))
+	removed = err == nil
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
 	}
-	return nil
+	if err := errors.Join(sweep(binDir), err); err != nil {
+		return removed, fmt.Errorf("remove binary: %w", err)
+	}
+	return removed, nil
 }

@@ -108,7 +108,7 @@ func TestInstallAndUninstallLeaveNoTrace(t *testing.T) {
 				t.Errorf("second install (-first +second):\n%s", diff)
 			}
 			for range 2 {
-				if err := Uninstall(dir); err != nil {
+				if _, err := Uninstall(dir); err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(before, contents(t, dir)); diff != "" {
@@ -156,7 +156,7 @@ func TestInstallFollowsALink(t *testing.T) {
 	if st, err := os.Lstat(link); err != nil || st.Mode().Type() != os.ModeSymlink {
 		t.Errorf("the link became %v, %v", st.Mode(), err)
 	}
-	if err := Uninstall(dir); err != nil {
+	if _, err := Uninstall(dir); err != nil {
 		t.Fatal(err)
 	}
 	if got := string(mustRead(t, filepath.Join(real, "real.conflist"))); got != listText {
@@ -171,7 +171,7 @@ func TestUninstallKeepsWhatOthersAddedToTheWrapping(t *testing.T) {
 	if err := os.WriteFile(path, []byte(edited), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Uninstall(dir); err != nil {
+	if _, err := Uninstall(dir); err != nil {
 		t.Fatal(err)
 	}
 	got := contents(t, dir)
@@ -216,7 +216,7 @@ func TestKilledHalfWay(t *testing.T) {
 			}
 			want := map[string]string{original: files[original]}
 			check := func(what string) {
-				if err := Uninstall(dir); err != nil {
+				if _, err := Uninstall(dir); err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(want, contents(t, dir)); diff != "" {
@@ -232,7 +232,7 @@ func TestKilledHalfWay(t *testing.T) {
 }
 
 func TestUninstallWithoutFolder(t *testing.T) {
-	if err := Uninstall(filepath.Join(t.TempDir(), "gone")); err != nil {
+	if _, err := Uninstall(filepath.Join(t.TempDir(), "gone")); err != nil {
 		t.Error(err)
 	}
 }
@@ -240,7 +240,7 @@ func TestUninstallWithoutFolder(t *testing.T) {
 func TestUninstallLeavesBrokenFilesAlone(t *testing.T) {
 	dir := folder(t, map[string]string{"10-a.conflist": `{"type": "sluice-cni`, "20-b.conflist": listText})
 	before := contents(t, dir)
-	if err := Uninstall(dir); err != nil {
+	if _, err := Uninstall(dir); err != nil {
 		t.Error(err)
 	}
 	if diff := cmp.Diff(before, contents(t, dir)); diff != "" {
@@ -291,7 +291,7 @@ func TestInstallBinary(t *testing.T) {
 		t.Errorf("folder holds %v, want the program alone", got)
 	}
 	for range 2 {
-		if err := RemoveBinary(PluginType, bin); err != nil {
+		if _, err := RemoveBinary(PluginType, bin); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -336,7 +336,7 @@ func TestReadersNeverSeeAPart(t *testing.T) {
 	}()
 	for range 20 {
 		mustInstall(t, dir)
-		if err := Uninstall(dir); err != nil {
+		if _, err := Uninstall(dir); err != nil {
 			t.Fatal(err)
 		}
 	}

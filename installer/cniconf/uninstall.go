@@ -11,15 +11,16 @@ import (
 )
 
 // Uninstall takes our entry out of every configuration in dir, and puts back the bare ones that [Install] had set aside.
+// It returns the configurations that had our entry.
 //
 // It goes on past errors and returns all of them. Nothing of ours being there, or no folder at all, is success.
-func Uninstall(dir string) error {
+func Uninstall(dir string) (changed []string, err error) {
 	unlock, err := lockDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("uninstall: %w", err)
+		return nil, fmt.Errorf("uninstall: %w", err)
 	}
 	defer unlock()
 	errs := []error{sweep(dir)}
@@ -28,23 +29,32 @@ func Uninstall(dir string) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if !e.IsDir() && isConf(path) {
-			errs = append(errs, uninstall(path))
+			had, err := uninstall(path)
+			if had && err == nil {
+				changed = append(changed, path)
+			}
+			errs = append(errs, err)
 		}
 	}
 	if err := errors.Join(append(errs, syncDir(dir))...); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
+		return changed, fmt.Errorf("uninstall: %w", err)
 	}
-	return nil
+	return changed, nil
 }
 
-func uninstall(path string) error {
+// uninstall reports whether the file has our entry, or had it.
+func uninstall(path string) (had bool, err error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) || err == nil && !Contains(data) {
-		return nil // also what does not parse: it is not ours to judge
+		return false, nil // also what does not parse: it is not ours to judge
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
+	return true, takeOut(path, data)
+}
+
+func takeOut(path string, data []byte) error {
 	rest, err := Remove(data)
 	if errors.Is(err, ErrOnlyEntry) {
 		return os.Remove(path) // an empty list would be invalid, and one with a plugin that is gone is worse
