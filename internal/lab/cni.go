@@ -129,11 +129,7 @@ func (n *Node) AddPod(spec PodSpec) (*Pod, error) {
 	if err := n.notePod(p); err != nil {
 		return nil, err
 	}
-	create := createNS
-	if spec.MakeNS != nil {
-		create = spec.MakeNS
-	}
-	if err := create(p.NS); err != nil {
+	if err := p.makeNS(); err != nil {
 		return nil, err
 	}
 	began := time.Now()
@@ -151,6 +147,16 @@ func (n *Node) AddPod(spec PodSpec) (*Pod, error) {
 		}
 	}
 	return p, nil
+}
+
+func (p *Pod) makeNS() error {
+	if p.MakeNS == nil {
+		return createNS(p.NS)
+	}
+	if err := p.MakeNS(p.NS); err != nil {
+		return err
+	}
+	return prepareNS(p.NS)
 }
 
 // Add runs the chain's ADD for a pod whose namespace exists.

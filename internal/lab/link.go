@@ -43,6 +43,11 @@ func createNS(name string) error {
 	if _, err := netns.CreateNamed(name); err != nil {
 		return err
 	}
+	return prepareNS(name)
+}
+
+// prepareNS sets up a namespace that is new.
+func prepareNS(name string) error {
 	return In(name, func() error {
 		for _, key := range []string{"default", "all"} {
 			if err := sysctl("net/ipv6/conf/"+key+"/accept_dad", "0"); err != nil {

@@ -95,6 +95,9 @@ func atEnd(f func() error) {
 
 // TestMain takes down what the tests share.
 func TestMain(m *testing.M) {
+	if os.Getenv(inUserNS) != "" {
+		os.Exit(runApp(os.Stdin, os.Stdout))
+	}
 	code := m.Run()
 	for i := len(ends) - 1; i >= 0; i-- {
 		if err := ends[i](); err != nil {
