@@ -121,10 +121,11 @@ int dispatch(struct bpf_sk_lookup *ctx)
 		return assign(ctx, SLOT_DNS_TCP4, VERDICT_DNS);
 	if (ctx->ingress_ifindex == loopback_ifindex)
 		return assign(ctx, SLOT_OUTBOUND4, VERDICT_OUTBOUND);
-	if (is_fresh(&probe_flows, &flow, PROBE_FLOW_MAX_AGE))
-		return pass(VERDICT_PROBE);
+	/* Before probes: processes of the host may speak mutual TLS, and no app can be had on this port. */
 	if (ctx->local_port == STEERING_HBONE_PORT)
 		return assign(ctx, SLOT_HBONE4, VERDICT_HBONE);
+	if (is_fresh(&probe_flows, &flow, PROBE_FLOW_MAX_AGE))
+		return pass(VERDICT_PROBE);
 	if (bypass_inbound)
 		return pass(VERDICT_BYPASS_INBOUND);
 	return assign(ctx, SLOT_INBOUND4, VERDICT_INBOUND);

@@ -142,6 +142,22 @@ func TestDispatchLeavesFreshFlowsToTheApp(t *testing.T) {
 	}
 }
 
+// TestDispatchGivesMutualTLSOfTheHostToTheProxy: port 15008 is no app's, whoever connects.
+func TestDispatchGivesMutualTLSOfTheHostToTheProxy(t *testing.T) {
+	b := newBench(t, settings{})
+	cookies := b.fillSlots(t)
+	for _, f := range bothFamilies {
+		to := netip.AddrPortFrom(f.pod.Addr(), HBONEPort)
+		flow := newFlow(f.member, to)
+		mustPut(t, b.node.maps.ProbeFlows, &flow, ago(t, 0))
+		act, cookie := b.lookup(t, newLookup(f.member, to))
+		if want := cookies[f.slot(SlotHBONE4)]; act != skPass || cookie != want {
+			t.Errorf("%s: got %d, socket %d, want %d, socket %d", f.name, act, cookie, skPass, want)
+		}
+		b.wantCounted(t, VerdictHBONE)
+	}
+}
+
 // TestDispatchGivesBouncedProbesToTheProxy: what comes by lo is never a probe, whatever the host once recorded.
 func TestDispatchGivesBouncedProbesToTheProxy(t *testing.T) {
 	b := newBench(t, settings{everythingFromLo: true})
