@@ -8,9 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
@@ -34,10 +34,10 @@ type report struct {
 func statusCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	var p paths
 	var format string
-	fs := newFlagSet("status", stdout)
-	p.declare(fs.FlagSet)
-	fs.StringVar(&format, "o", "table", "output: table or json")
-	err := fs.parse(args, func() error {
+	flags := newFlagSet("status", stdout)
+	p.declare(flags.FlagSet)
+	flags.StringVar(&format, "o", "table", "output: table or json")
+	err := flags.parse(args, func() error {
 		if format != "table" && format != "json" {
 			return errors.Join(p.validate(), fmt.Errorf("-o: %q is neither table nor json", format))
 		}
@@ -72,18 +72,30 @@ func readReport(ctx context.Context, p *paths) (*report, error) {
 	}
 	r := &report{AgentError: err.Error(), Status: enroll.Status{Pods: []enroll.PodStatus{}}}
 	node, err := bpf.OpenNode(p.PinRoot)
-	if errors.Is(err, bpf.ErrNotLoaded) {
+	switch {
+	case errors.Is(err, bpf.ErrNotLoaded):
 		return r, nil
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrPermission):
+		r.AgentError += "; " + err.Error()
+		return r, nil
+	case err != nil:
 		return nil, err
 	}
 	defer func() { _ = node.Close() }()
-	r.Pods, err = enroll.PinnedStatuses(node)
-	if err != nil {
+	r.readPins(node)
+	return r, nil
+}
+
+// readPins fills in what can be told without an agent.
+func (r *report) readPins(node *bpf.Node) {
+	var err error
+	r.AttachMode = node.AttachMode()
+	if r.Host, err = node.HostStatus(); err != nil {
+		r.HostProblem = err.Error()
+	}
+	if r.Pods, err = enroll.PinnedStatuses(node); err != nil {
 		r.AgentError += "; " + err.Error()
 	}
-	return r, nil
 }
 
 // askStatus puts the pages together.
@@ -111,57 +123,6 @@ func askStatus(ctx context.Context, client nodeapi.Client) (*enroll.Status, erro
 		}
 		after = page.Pods[len(page.Pods)-1].UID
 	}
-}
-
-func (r *report) healthy() bool {
-	return r.AgentError == "" && r.Ready && r.Ztunnels > 0 && !r.Refusing &&
-		!slices.ContainsFunc(r.Pods, func(p enroll.PodStatus) bool { return p.Problem != "" || len(p.Drift) > 0 })
-}
-
-func (r *report) print(w io.Writer) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	switch {
-	case r.AgentError != "":
-		fmt.Fprintf(out, "agent\tnot running: %s\n", r.AgentError)
-	case r.Ready:
-		fmt.Fprintf(out, "agent\tready on node %s\n", r.Node)
-	default:
-		fmt.Fprintf(out, "agent\tstarting on node %s\n", r.Node)
-	}
-	if r.AgentError == "" {
-		fmt.Fprintf(out, "ztunnel\t%d connected\n", r.Ztunnels)
-	}
-	if r.Refusing {
-		fmt.Fprintf(out, "listeners\tclosed: no ztunnel for too long, connections of enrolled pods are refused\n")
-	}
-	fmt.Fprintf(out, "\nNAMESPACE\tPOD\tSTATE\tSERVICE ACCOUNT\tADDRESSES\tCAPTURE\tGUARD\tLISTENERS\n")
-	for _, p := range r.Pods {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dash(p.Namespace), dash(p.Name), p.Phase, dash(p.ServiceAccount),
-			dash(join(p.Addresses)), dash(strings.Join(p.Interfaces, ",")), guard(&p), dash(listenersOf(&p)))
-	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	return r.printDetails(w)
-}
-
-// printDetails shows what does not fit into a row: what is wrong, and the counters.
-func (r *report) printDetails(w io.Writer) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, p := range r.Pods {
-		name := p.Namespace + "/" + p.Name
-		if p.Problem != "" {
-			fmt.Fprintf(out, "\n%s\tproblem\t%s", name, p.Problem)
-		}
-		for _, d := range p.Drift {
-			fmt.Fprintf(out, "\n%s\tdrift\t%s", name, d)
-		}
-		for _, reason := range sortedKeys(p.Verdicts) {
-			fmt.Fprintf(out, "\n%s\t%s\t%d", name, reason, p.Verdicts[reason])
-		}
-	}
-	fmt.Fprintln(out)
-	return out.Flush()
 }
 
 // listenersOf is one word if all slots agree: "6 held", else "4 held, 2 empty".

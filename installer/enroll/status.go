@@ -22,6 +22,8 @@ type Status struct {
 	Ztunnels int    `json:"ztunnels"`
 	// Refusing says that listeners are closed because no ztunnel has been there for long.
 	Refusing bool `json:"refusing,omitempty"`
+	// AttachMode is how programs are attached to devices.
+	AttachMode bpf.AttachMode `json:"attachMode,omitempty"`
 	// Host are the programs that serve the node as a whole; HostProblem is why they could not be told or attached.
 	Host        bpf.HostStatus `json:"host"`
 	HostProblem string         `json:"hostProblem,omitempty"`
@@ -63,7 +65,7 @@ func (e *Enroller) MarkReady() {
 
 func (e *Enroller) statusPage(after string) Status {
 	e.mu.Lock()
-	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, Pods: []PodStatus{}}
+	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, AttachMode: e.cfg.Node.AttachMode(), Pods: []PodStatus{}}
 	e.mu.Unlock()
 	s.Ztunnels = e.cfg.Ztunnels.Connected()
 	s.Host, s.HostProblem = e.hostStatus()

@@ -179,6 +179,13 @@ func TestUnreachableSaysWhatIsThere(t *testing.T) {
 	}
 }
 
+func TestMissingPermissionIsToldAsSuch(t *testing.T) {
+	err := Client{Socket: "/run/x"}.unreachable(&net.OpError{Op: "dial", Net: "unixpacket", Err: os.NewSyscallError("connect", unix.EACCES)})
+	if !strings.Contains(err.Error(), "permission denied; only root") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestOversizedRequestIsNotBlamedOnTheAgent(t *testing.T) {
 	c := serve(t, func(context.Context, *Request, []int) (Answer, *Error) { return Answer{}, nil })
 	req := &Request{Verb: VerbGC, Valid: make([]Attachment, MaxMessageBytes/20)}
