@@ -185,6 +185,13 @@ func newAsker(t *testing.T) (*mesh, *lab.Pod, *nameServer) {
 func TestPodsQueriesAreAnswered(t *testing.T) {
 	m, asker, server := newAsker(t)
 	a, aaaa := dns.TypeA, dns.TypeAAAA
+	inside(asker).MustDo(t, func() error { // an app that has all of port 53 for itself is no obstacle
+		c, err := net.ListenPacket("udp", "[::]:53")
+		if err == nil {
+			t.Cleanup(func() { _ = c.Close() })
+		}
+		return err
+	})
 	before := server.asked.Load()
 	for _, at := range []netip.Addr{lab.OutsideAddr4, lab.OutsideAddr6} {
 		for _, network := range []string{"udp", "tcp"} {

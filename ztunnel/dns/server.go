@@ -32,8 +32,8 @@ const (
 type Sockets interface {
 	// DialUDP returns a socket that hears only to.
 	DialUDP(ctx context.Context, to netip.AddrPort) (*net.UDPConn, error)
-	// SpeakAs returns a socket that sends from at, whoever owns it.
-	SpeakAs(ctx context.Context, at netip.AddrPort) (*net.UDPConn, error)
+	// SendUDP sends a datagram from an address, whoever owns it, to one of the pod's own.
+	SendUDP(ctx context.Context, from, to netip.AddrPort, data []byte) error
 }
 
 // Client is the pod that asks; [proxy.Client] in life.
@@ -55,7 +55,6 @@ type Server struct {
 	Config
 	sockets Sockets
 	client  Client
-	voices  voices
 	queries chan struct{} // room for each query underway
 	conns   chan struct{} // and for each TCP connection
 
@@ -69,7 +68,7 @@ type Server struct {
 func NewServer(c Config, sockets Sockets, client Client) *Server {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Server{
-		Config: c, sockets: sockets, client: client, voices: voices{speak: sockets.SpeakAs},
+		Config: c, sockets: sockets, client: client,
 		queries: make(chan struct{}, maxQueries), conns: make(chan struct{}, maxConns),
 		ctx: ctx, cancel: cancel,
 	}
@@ -99,7 +98,6 @@ func (s *Server) Stop() {
 	s.cancel()
 	s.loops.Wait()
 	s.serving.Wait()
-	s.voices.close()
 }
 
 // again reports whether a loop is to go on after an error, which it does after a pause.
@@ -151,7 +149,7 @@ func (s *Server) readLoop(c *net.UDPConn) {
 
 // say sends an answer from the address that was asked.
 func (s *Server) say(q *query, reply []byte) {
-	if err := s.voices.say(s.ctx, q.to, q.from, q.fit(reply)); err != nil && s.ctx.Err() == nil {
+	if err := s.sockets.SendUDP(s.ctx, q.to, q.from, q.fit(reply)); err != nil && s.ctx.Err() == nil {
 		s.Log.Warn("answer not sent", "from", q.to.String(), "to", q.from.String(), "error", err)
 	}
 }

@@ -32,6 +32,7 @@ type Pod struct {
 
 	ns      *netns.NS
 	sockets *Sockets
+	answers answers
 }
 
 // NewPod wraps the network namespace fd, and takes ownership of it, also on error.
@@ -73,7 +74,10 @@ func (p *Pod) Deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, a
 }
 
 // close lets go of the namespace. Connections made in it stay open.
-func (p *Pod) close() { _ = p.ns.Close() }
+func (p *Pod) close() {
+	p.answers.close()
+	_ = p.ns.Close()
+}
 
 // Listeners are a pod's listening sockets by role, one or two (IPv4, IPv6) each. Who holds them closes them.
 type Listeners struct {

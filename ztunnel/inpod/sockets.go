@@ -30,7 +30,7 @@ type Sockets struct {
 type socketJob struct {
 	ns     *netns.NS
 	family int
-	kind   int // SOCK_STREAM or SOCK_DGRAM
+	kind   int // SOCK_STREAM, SOCK_DGRAM or SOCK_RAW
 	done   chan<- socketResult
 }
 
@@ -78,8 +78,11 @@ func socketIn(ns *netns.NS, family, kind int) (int, error) {
 		return -1, err
 	}
 	protocol := unix.IPPROTO_TCP
-	if kind == unix.SOCK_DGRAM {
+	switch kind {
+	case unix.SOCK_DGRAM:
 		protocol = unix.IPPROTO_UDP
+	case unix.SOCK_RAW:
+		protocol = unix.IPPROTO_RAW
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {

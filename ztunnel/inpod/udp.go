@@ -15,52 +15,21 @@ import (
 
 // DialUDP returns a UDP socket inside the pod that hears only to, from a port that the kernel chooses at random.
 func (p *Pod) DialUDP(ctx context.Context, to netip.AddrPort) (*net.UDPConn, error) {
-	conn, err := p.udp(ctx, to.Addr(), func(fd int) error {
-		return os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
-	})
-	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: "udp", Addr: net.UDPAddrFromAddrPort(to), Err: err}
+	failed := func(err error) error {
+		return &net.OpError{Op: "dial", Net: "udp", Addr: net.UDPAddrFromAddrPort(to), Err: err}
 	}
-	return conn, nil
-}
-
-// SpeakAs returns a UDP socket inside the pod that sends from at, whoever owns it: an answer must come from where the
-// question went.
-func (p *Pod) SpeakAs(ctx context.Context, at netip.AddrPort) (*net.UDPConn, error) {
-	conn, err := p.udp(ctx, at.Addr(), func(fd int) error {
-		level, transparent := unix.SOL_IP, unix.IP_TRANSPARENT
-		if !at.Addr().Is4() {
-			level, transparent = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-		}
-		err := errors.Join(
-			unix.SetsockoptInt(fd, level, transparent, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), // another ztunnel may answer from it too
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0),    // nobody reads
-		)
-		if err != nil {
-			return os.NewSyscallError("setsockopt", err)
-		}
-		return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(at)))
-	})
+	fd, err := p.sockets.open(ctx, p.ns, familyOf(to.Addr()), unix.SOCK_DGRAM)
 	if err != nil {
-		return nil, &net.OpError{Op: "bind", Net: "udp", Addr: net.UDPAddrFromAddrPort(at), Err: err}
-	}
-	return conn, nil
-}
-
-func (p *Pod) udp(ctx context.Context, a netip.Addr, setUp func(fd int) error) (*net.UDPConn, error) {
-	fd, err := p.sockets.open(ctx, p.ns, familyOf(a), unix.SOCK_DGRAM)
-	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	f := os.NewFile(uintptr(fd), "udp")
 	defer func() { _ = f.Close() }() // FilePacketConn has its own copy.
-	if err := setUp(fd); err != nil {
-		return nil, err
+	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+		return nil, failed(os.NewSyscallError("connect", err))
 	}
 	conn, err := net.FilePacketConn(f)
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	return conn.(*net.UDPConn), nil
 }
