@@ -234,7 +234,7 @@ func TestStatusShowsAgentAndPods(t *testing.T) {
 	if code != exitFailure || !strings.Contains(stderr, "not all is well") { // There is no ztunnel.
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
-	for _, want := range []string{"ready on node node1", "0 connected", "plain      p1   known"} {
+	for _, want := range []string{"ready on node node1", "0 connected", "attached  by ", "probe     on: ", "plain      p1   known"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("status has no %q:\n%s", want, stdout)
 		}
@@ -246,7 +246,7 @@ func TestStatusShowsAgentAndPods(t *testing.T) {
 	}
 	stop()
 	code, stdout, _ = invoke(t, append([]string{"status"}, p.flags()...)...)
-	if code != exitFailure || !strings.Contains(stdout, "no answer") {
+	if code != exitFailure || !strings.Contains(stdout, "does not answer") {
 		t.Errorf("without agent: exit code %d\n%s", code, stdout)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -33,10 +34,10 @@ type report struct {
 func statusCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	var p paths
 	var format string
-	fs := newFlagSet("status", stdout)
-	p.declare(fs.FlagSet)
-	fs.StringVar(&format, "o", "table", "output: table or json")
-	err := fs.parse(args, func() error {
+	flags := newFlagSet("status", stdout)
+	p.declare(flags.FlagSet)
+	flags.StringVar(&format, "o", "table", "output: table or json")
+	err := flags.parse(args, func() error {
 		if format != "table" && format != "json" {
 			return errors.Join(p.validate(), fmt.Errorf("-o: %q is neither table nor json", format))
 		}
@@ -71,18 +72,30 @@ func readReport(ctx context.Context, p *paths) (*report, error) {
 	}
 	r := &report{AgentError: err.Error(), Status: enroll.Status{Pods: []enroll.PodStatus{}}}
 	node, err := bpf.OpenNode(p.PinRoot)
-	if errors.Is(err, bpf.ErrNotLoaded) {
+	switch {
+	case errors.Is(err, bpf.ErrNotLoaded):
 		return r, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s; %w", r.AgentError, err)
+	case errors.Is(err, fs.ErrPermission):
+		r.AgentError += "; " + err.Error()
+		return r, nil
+	case err != nil:
+		return nil, err
 	}
 	defer func() { _ = node.Close() }()
-	r.Status, err = enroll.PinnedStatus(node)
-	if err != nil {
+	r.readPins(node)
+	return r, nil
+}
+
+// readPins fills in what can be told without an agent.
+func (r *report) readPins(node *bpf.Node) {
+	var err error
+	r.AttachMode = node.AttachMode()
+	if r.Host, err = node.HostStatus(); err != nil {
+		r.HostProblem = err.Error()
+	}
+	if r.Pods, err = enroll.PinnedStatuses(node); err != nil {
 		r.AgentError += "; " + err.Error()
 	}
-	return r, nil
 }
 
 // askStatus puts the pages together.
@@ -110,11 +123,6 @@ func askStatus(ctx context.Context, client nodeapi.Client) (*enroll.Status, erro
 		}
 		after = page.Pods[len(page.Pods)-1].UID
 	}
-}
-
-func (r *report) healthy() bool {
-	return r.AgentError == "" && r.Ready && r.Ztunnels > 0 && !r.Refusing &&
-		!slices.ContainsFunc(r.Pods, func(p enroll.PodStatus) bool { return p.Problem != "" || len(p.Drift) > 0 })
 }
 
 // listenersOf is one word if all slots agree: "6 held", else "4 held, 2 empty".

@@ -22,14 +22,12 @@ type Status struct {
 	Ztunnels int    `json:"ztunnels"`
 	// Refusing says that listeners are closed because no ztunnel has been there for long.
 	Refusing bool `json:"refusing,omitempty"`
+	// AttachMode is how programs are attached to devices.
+	AttachMode bpf.AttachMode `json:"attachMode,omitempty"`
 	// Host are the programs that serve the node as a whole; HostProblem is why they could not be told or attached.
 	Host        bpf.HostStatus `json:"host"`
 	HostProblem string         `json:"hostProblem,omitempty"`
-	// AttachMode is how programs are attached to devices. Complete says that the set of mesh addresses is: until then
-	// everything is captured, and guard does not act.
-	AttachMode string      `json:"attachMode,omitempty"`
-	Complete   bool        `json:"complete"`
-	Pods       []PodStatus `json:"pods"`
+	Pods        []PodStatus    `json:"pods"`
 	// More says that pods with a greater uid follow.
 	More bool `json:"more,omitempty"`
 }
@@ -67,11 +65,10 @@ func (e *Enroller) MarkReady() {
 
 func (e *Enroller) statusPage(after string) Status {
 	e.mu.Lock()
-	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, Pods: []PodStatus{}}
+	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, AttachMode: e.cfg.Node.AttachMode(), Pods: []PodStatus{}}
 	e.mu.Unlock()
 	s.Ztunnels = e.cfg.Ztunnels.Connected()
 	s.Host, s.HostProblem = e.hostStatus()
-	s.readNode(e.cfg.Node)
 	for _, p := range e.all() {
 		if p.sandbox.UID <= after {
 			continue
@@ -84,28 +81,6 @@ func (e *Enroller) statusPage(after string) Status {
 		s.Pods = append(s.Pods, e.podStatus(p))
 	}
 	return s
-}
-
-// readNode reads what is true of the node's maps.
-func (s *Status) readNode(node *bpf.Node) {
-	s.AttachMode = string(node.AttachMode())
-	complete, err := node.Destinations().Complete()
-	s.Complete = complete
-	if err != nil && s.HostProblem == "" {
-		s.HostProblem = err.Error()
-	}
-}
-
-// PinnedStatus is what the pins alone tell, for when no agent answers.
-func PinnedStatus(node *bpf.Node) (Status, error) {
-	var s Status
-	var err, hostErr error
-	if s.Host, hostErr = node.HostStatus(); hostErr != nil {
-		s.HostProblem = hostErr.Error()
-	}
-	s.readNode(node)
-	s.Pods, err = pinnedStatuses(node)
-	return s, err
 }
 
 func (e *Enroller) podStatus(p *pod) PodStatus {
@@ -135,7 +110,8 @@ func (e *Enroller) podStatus(p *pod) PodStatus {
 	return s
 }
 
-func pinnedStatuses(node *bpf.Node) ([]PodStatus, error) {
+// PinnedStatuses is what the pins alone tell, for when no agent answers.
+func PinnedStatuses(node *bpf.Node) ([]PodStatus, error) {
 	infos, err := node.Pods()
 	all := []PodStatus{}
 	for _, info := range infos {

@@ -130,8 +130,6 @@ func (c Client) unreachable(err error) *UnreachableError {
 	case errors.Is(err, fs.ErrNotExist):
 		reason = "no such socket; the agent has not been started on this node, or listens elsewhere"
 	case errors.Is(err, fs.ErrPermission):
-		reason = "permission denied; only root, and the user that the agent runs as, may ask it: use sudo"
-	case errors.Is(err, fs.ErrPermission):
 		reason = "permission denied; only root and the user that the agent runs as may ask it"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		reason = "connection refused; the agent is not running"
