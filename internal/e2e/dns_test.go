@@ -98,7 +98,7 @@ func (s *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	switch {
 	case strings.HasPrefix(question.Name, "silent."):
 		return
-	case strings.HasPrefix(question.Name, "missing."):
+	case strings.HasPrefix(question.Name, "missing."), question.Qtype == dns.TypeMX:
 		m.Rcode = dns.RcodeNameError
 	case question.Qtype == dns.TypeTXT:
 		for i := range 60 {
@@ -228,6 +228,14 @@ func TestPodsQueriesAreAnswered(t *testing.T) {
 	}
 	if n := server.asked.Load() - before; n != 12 {
 		t.Errorf("the server was asked %d times, want 12", n)
+	}
+	// The server knows neither name, but one of them exists.
+	for name, want := range map[string]int{"web.mesh.svc.cluster.local.": dns.RcodeSuccess, "www.example.org.": dns.RcodeNameError} {
+		for _, network := range []string{"udp", "tcp"} {
+			if reply, err := ask(asker, network, lab.OutsideAddr4, name, dns.TypeMX, 0); err != nil || reply.Rcode != want || len(reply.Answer) != 0 {
+				t.Errorf("%s MX of %s: got %v, %v, want %s", network, name, reply, err, dns.RcodeToString[want])
+			}
+		}
 	}
 	if err := wantAddresses(m.client, "udp", lab.OutsideAddr4, "web.mesh.svc.cluster.local.", a, foreign4.String()); err != nil {
 		t.Errorf("a pod without the annotation: %v", err)

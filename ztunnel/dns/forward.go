@@ -11,13 +11,15 @@ import (
 	"net"
 	"time"
 
-	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/miekg/dns"
+
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
 
 const (
 	truncatedBit = 1 << 1 // of a header's third byte
 	responseBit  = 1 << 7
+	rcodeBits    = 0xf // of its fourth
 )
 
 var errForeignAnswer = errors.New("the answer is to another question")
@@ -33,8 +35,12 @@ func (s *Server) answer(ctx context.Context, q *query) []byte {
 	}
 	labels.Service, labels.Revision = client.CanonicalName, client.CanonicalRevision
 	s.Metrics.DNSRequest(labels)
-	if reply, ok := s.local(client, q); ok {
-		return reply
+	known, isKnown := answer{}, false
+	if name := q.name(); name != "" {
+		known, isKnown = s.Resolver.lookup(client, name)
+	}
+	if isKnown && (q.wants(dns.TypeA) || q.wants(dns.TypeAAAA)) {
+		return s.local(q, known)
 	}
 	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
 	defer cancel()
@@ -45,25 +51,22 @@ func (s *Server) answer(ctx context.Context, q *query) []byte {
 		s.Log.Debug("query not answered by its server", "client", q.from.String(), "server", q.to.String(), "error", err)
 		return q.fail()
 	}
+	if isKnown && reply[3]&rcodeBits == dns.RcodeNameError {
+		// The name exists, whatever the server knows of it. A cache that was told otherwise would not ask for its
+		// addresses any more: RFC 8020.
+		reply[3] &^= rcodeBits
+	}
 	return reply
 }
 
-// local answers from what the mesh knows; ok is false for other names.
-func (s *Server) local(client *discovery.Workload, q *query) (reply []byte, ok bool) {
-	name, ok := q.asksAddress()
-	if !ok {
-		return nil, false
-	}
-	a, ok := s.Resolver.lookup(client, name)
-	if !ok {
-		return nil, false
-	}
-	reply, err := q.reply(a)
+// local answers from what the mesh knows.
+func (s *Server) local(q *query, known answer) []byte {
+	reply, err := q.reply(known)
 	if err != nil {
-		s.Log.Warn("answer cannot be written", "name", name, "error", err)
-		return q.fail(), true
+		s.Log.Warn("answer cannot be written", "name", q.name(), "error", err)
+		return q.fail()
 	}
-	return reply, true
+	return reply
 }
 
 // forward asks the very server that the pod asked, in the same words, and returns what it says.
@@ -145,7 +148,7 @@ func answers(asked, reply []byte) bool {
 	if len(reply) < headerSize || [2]byte(asked) != [2]byte(reply) || reply[2]&responseBit == 0 {
 		return false
 	}
-	if binary.BigEndian.Uint16(reply[4:]) == 0 && (reply[3]&0xf != 0 || binary.BigEndian.Uint16(asked[4:]) == 0) {
+	if binary.BigEndian.Uint16(reply[4:]) == 0 && (reply[3]&rcodeBits != 0 || binary.BigEndian.Uint16(asked[4:]) == 0) {
 		return true
 	}
 	question := questionOf(asked)

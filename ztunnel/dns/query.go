@@ -49,21 +49,21 @@ func (q *query) typeName() string {
 	return dns.TypeToString[q.msg.Question[0].Qtype] // "" for others
 }
 
-// asksAddress reports whether this is a query that the mesh may answer, and for what name, in lower case and without the
-// dot at its end.
-func (q *query) asksAddress() (name string, ok bool) {
-	if q.msg.Opcode != dns.OpcodeQuery || len(q.msg.Question) != 1 {
-		return "", false
+// name is what is asked about, in lower case and without the dot at its end; "" if the mesh cannot know it.
+func (q *query) name() string {
+	if q.msg.Opcode != dns.OpcodeQuery || len(q.msg.Question) != 1 || q.msg.Question[0].Qclass != dns.ClassINET {
+		return ""
 	}
-	question := q.msg.Question[0]
-	if question.Qclass != dns.ClassINET || question.Qtype != dns.TypeA && question.Qtype != dns.TypeAAAA {
-		return "", false
-	}
-	name = strings.ToLower(strings.TrimSuffix(question.Name, "."))
-	return name, name != ""
+	return strings.ToLower(strings.TrimSuffix(q.msg.Question[0].Name, "."))
 }
 
-// reply packs the mesh's answer: the addresses of the family asked for, in random order. There may be none.
+// wants reports whether the question is for records of a type, A or AAAA.
+func (q *query) wants(qtype uint16) bool {
+	asked := q.msg.Question[0].Qtype
+	return asked == qtype || asked == dns.TypeANY
+}
+
+// reply packs the mesh's answer: the addresses of the families asked for, in random order. There may be none.
 func (q *query) reply(a answer) ([]byte, error) {
 	question := q.msg.Question[0]
 	m := q.start()
@@ -76,9 +76,9 @@ func (q *query) reply(a answer) ([]byte, error) {
 	for _, i := range rand.Perm(len(a.addresses)) {
 		ip := a.addresses[i].Unmap()
 		switch {
-		case question.Qtype == dns.TypeA && ip.Is4():
+		case q.wants(dns.TypeA) && ip.Is4():
 			m.Answer = append(m.Answer, &dns.A{Hdr: header(owner, dns.TypeA), A: ip.AsSlice()})
-		case question.Qtype == dns.TypeAAAA && ip.Is6():
+		case q.wants(dns.TypeAAAA) && ip.Is6():
 			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(owner, dns.TypeAAAA), AAAA: ip.AsSlice()})
 		}
 	}

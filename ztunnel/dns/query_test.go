@@ -64,6 +64,21 @@ func TestReply(t *testing.T) {
 	}
 }
 
+func TestAnyIsAllThatTheMeshKnows(t *testing.T) {
+	q := ask(t, "udp", "web.", dns.TypeANY, nil)
+	raw, err := q.reply(answer{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := map[uint16]bool{}
+	for _, rr := range unpack(t, raw).Answer {
+		types[rr.Header().Rrtype] = true
+	}
+	if !types[dns.TypeA] || !types[dns.TypeAAAA] {
+		t.Errorf("got %v, want A and AAAA", types)
+	}
+}
+
 func TestReplyIsCutToWhatTheClientTakes(t *testing.T) {
 	var a answer
 	for i := range 200 {
@@ -184,8 +199,8 @@ func FuzzQuery(f *testing.F) {
 		if len(reply) >= headerSize {
 			check("foreign", q.fit(withID(reply, uint16(raw[0])<<8|uint16(raw[1]))))
 		}
-		name, ok := q.asksAddress()
-		if !ok {
+		name := q.name()
+		if name == "" {
 			return
 		}
 		if a, ok := r.lookup(fakeClient, name); ok {

@@ -22,6 +22,8 @@ const (
 	// maxQueries and maxConns bound what one pod may have us do at once.
 	maxQueries = 256
 	maxConns   = 64
+	// maxQueryBytes is for UDP; one with a signature is well below.
+	maxQueryBytes = 4096
 	// idleTimeout ends TCP connections: ambient section 8.7.
 	idleTimeout = 5 * time.Second
 	// upstreamTimeout is below the 5 s after which resolvers give a server up, so that they get an answer.
@@ -115,9 +117,9 @@ func (s *Server) again(what string, err error) bool {
 }
 
 func (s *Server) readLoop(c *net.UDPConn) {
-	buf, control := make([]byte, 1<<16), make([]byte, inpod.DestinationSpace)
+	buf, control := make([]byte, maxQueryBytes), make([]byte, inpod.DestinationSpace)
 	for {
-		n, cn, _, from, err := c.ReadMsgUDPAddrPort(buf, control)
+		n, cn, _, from, err := c.ReadMsgUDPAddrPort(buf, control) // what is longer is cut, and malformed
 		if err != nil {
 			if s.again(c.LocalAddr().String(), err) {
 				continue
