@@ -34,7 +34,7 @@ func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
 	}
 	h.addr.Store(ln.Addr())
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(&collector{a}, a.flows)
+	registry.MustRegister(&collector{a: a}, a.flows)
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz/ready", h.serveReady)
@@ -55,41 +55,4 @@ func (h *health) serveReady(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	_, _ = io.WriteString(w, "ready\n")
-}
-
-// collector reads the agent's figures when asked.
-type collector struct{ a *agent }
-
-var (
-	ztunnelsDesc = prometheus.NewDesc("sluice_agent_ztunnels_connected", "Ztunnels connected over ZDS.", nil, nil)
-	podsDesc     = prometheus.NewDesc("sluice_agent_pods", "Known pods by how far into the mesh they are.", []string{"phase"}, nil)
-	troubleDesc  = prometheus.NewDesc("sluice_agent_pods_troubled", "Pods that are not as they should be.", nil, nil)
-	verdictsDesc = prometheus.NewDesc("sluice_verdicts_total", "Datapath verdicts of an enrolled pod, by reason.",
-		[]string{"namespace", "pod", "reason"}, nil)
-)
-
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc} {
-		ch <- d
-	}
-}
-
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v int, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
-	}
-	gauge(ztunnelsDesc, c.a.ztunnels.Connected())
-	for phase, n := range c.a.enroller.PodsByPhase() {
-		gauge(podsDesc, n, phase)
-	}
-	troubled := 0
-	for name, f := range c.a.enroller.FiguresByPod() {
-		if f.Troubled {
-			troubled++
-		}
-		for reason, n := range f.Verdicts {
-			ch <- prometheus.MustNewConstMetric(verdictsDesc, prometheus.CounterValue, float64(n), name.Namespace, name.Name, reason)
-		}
-	}
-	gauge(troubleDesc, troubled)
 }

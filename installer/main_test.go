@@ -271,7 +271,16 @@ func TestMetricsAndReadiness(t *testing.T) {
 	if code, _ := get(t, "http://"+addr+"/healthz/ready"); code != http.StatusOK {
 		t.Errorf("readiness: %d", code)
 	}
-	if _, body := get(t, "http://"+addr+"/metrics"); !strings.Contains(body, "sluice_agent_ztunnels_connected 0") {
+	_, body := get(t, "http://"+addr+"/metrics")
+	for _, want := range []string{
+		"sluice_agent_ztunnels_connected 0", `sluice_datapath_verdicts_total{verdict="drop-leak"} 0`, "sluice_destinations_complete 0",
+		`sluice_host_program_attached{program="probe"} `,
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("metrics have no %q", want)
+		}
+	}
+	if !strings.Contains(body, "sluice_flows_open 0") {
 		t.Errorf("metrics:\n%s", body)
 	}
 	b, err := os.ReadFile(p.path("net.d/10-net.conflist"))
