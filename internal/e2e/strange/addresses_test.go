@@ -45,6 +45,8 @@ func (s *strange) route(addrs map[int]netip.Addr) {
 // through at the client's end, and through ztunnel, with policies, at the pod's.
 func (s *strange) reachedInClear(what string, addrs map[int]netip.Addr) {
 	s.t.Helper()
+	s.leaks.SetMembers() // what begins now may be in clear
+	defer s.leaks.SetMembers(s.members()...)
 	for family, a := range addrs {
 		to := netip.AddrPortFrom(a, echoPort)
 		for _, client := range []*lab.Pod{s.w.peer, s.w.legacy} {

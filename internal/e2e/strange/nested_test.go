@@ -118,6 +118,7 @@ func TestVirtualMachineBehindAPod(t *testing.T) {
 	go serve(g.Listen(t, "tcp", fmt.Sprintf("[::]:%d", echoPort)), "tap")
 	const port = 7001
 	s.publish(t, g, port)
+	s.everyWay("the pod itself, with a guest")
 	for _, family := range []int{4, 6} {
 		to := netip.AddrPortFrom(s.Addr(family), port)
 		s.viaMTLS("port of the guest", "peer", s.w.Nodes[0], to, func() error {

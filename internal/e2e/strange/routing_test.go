@@ -4,11 +4,9 @@ package strange
 
 import (
 	"net/netip"
-	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
@@ -81,20 +79,7 @@ func TestPodWithStrictSysctls(t *testing.T) {
 func (s *strange) mtu(t *testing.T, mtu string) {
 	t.Helper()
 	ip(t, s.NS, "link set dev eth0 mtu "+mtu)
-	n, err := bpf.OpenNode(s.w.Nodes[0].PinRoot())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = n.Close() }()
-	infos, err := n.Pods()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, info := range infos {
-		if info.ContainerID == s.ContainerID {
-			setHostMTU(t, namespaceOf(s.w.Nodes[0].NS), info.HostIfindexes[0], mtu)
-		}
-	}
+	ip(t, namespaceOf(s.w.Nodes[0].NS), "link set dev "+s.hostEnd()+" mtu "+mtu)
 }
 
 func TestLargeMTU(t *testing.T) {
@@ -107,17 +92,4 @@ func TestSmallMTU(t *testing.T) {
 	s := newStrange(t, "small")
 	s.mtu(t, "1280")
 	s.everyWay("MTU 1280, on a wire of 1500")
-}
-
-func setHostMTU(t *testing.T, node *testutil.NS, ifindex int, mtu string) {
-	t.Helper()
-	for line := range strings.Lines(node.Run(t, "ip", "-o", "link")) {
-		index, rest, _ := strings.Cut(line, ": ")
-		name, _, _ := strings.Cut(rest, "@")
-		if index == strconv.Itoa(ifindex) {
-			ip(t, node, "link set dev "+name+" mtu "+mtu)
-			return
-		}
-	}
-	t.Fatalf("no link %d in %s", ifindex, node.Name)
 }

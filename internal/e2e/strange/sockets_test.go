@@ -248,4 +248,5 @@ func TestAppRestartsWithoutReuseAddr(t *testing.T) {
 		}
 		_ = l.Close()
 	}
+	s.everyWay("after the restarts")
 }

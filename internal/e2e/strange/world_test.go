@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/lab"
+	"github.com/sluice-mesh/sluice/internal/leak"
 	"github.com/sluice-mesh/sluice/internal/netns"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
@@ -153,8 +154,9 @@ func newWorld(ipv6Only bool) (*world, error) {
 type strange struct {
 	*lab.Pod
 	*testutil.NS
-	w *world
-	t *testing.T
+	w     *world
+	t     *testing.T
+	leaks *leak.Watch // from known on
 }
 
 // newStrange makes one of the named pods on the first node, with an echo server.
@@ -197,9 +199,11 @@ func (w *world) add(t *testing.T, name string, edit ...func(*lab.PodSpec)) *stra
 	return s
 }
 
-// known waits until the other node knows that the pod is in the mesh; before, it is reached in clear, as any new pod.
+// known waits until the other node knows that the pod is in the mesh; before, it is reached in clear, as any new pod. From
+// then on nothing may be.
 func (s *strange) known() {
 	s.t.Helper()
+	s.leaks = s.watch()
 	testutil.Eventually(s.t, effect, func() error {
 		for _, family := range s.families() {
 			before := s.count(bpf.VerdictHBONE)
@@ -212,6 +216,7 @@ func (s *strange) known() {
 		}
 		return nil
 	})
+	s.leaks.SetMembers(s.members()...)
 }
 
 // inside is a pod's namespace as testutil sees it.
@@ -240,15 +245,24 @@ func (s *strange) explain() {
 	}
 }
 
-func (s *strange) verdicts() (map[bpf.Verdict]uint64, error) {
+func (s *strange) verdicts() (all map[bpf.Verdict]uint64, err error) {
+	err = s.pinned(func(p *bpf.Pod) (err error) {
+		all, err = p.Verdicts()
+		return err
+	})
+	return all, err
+}
+
+// pinned hands f what is attached to the pod.
+func (s *strange) pinned(f func(*bpf.Pod) error) error {
 	n, err := bpf.OpenNode(s.w.Nodes[0].PinRoot())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = n.Close() }()
 	infos, err := n.Pods()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, info := range infos {
 		if info.ContainerID != s.ContainerID {
@@ -256,12 +270,12 @@ func (s *strange) verdicts() (map[bpf.Verdict]uint64, error) {
 		}
 		p, err := n.Pod(info.ID)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer func() { _ = p.Close() }()
-		return p.Verdicts()
+		return f(p)
 	}
-	return nil, fmt.Errorf("pod %s has no pins", s.Pod.Name)
+	return fmt.Errorf("pod %s has no pins", s.Pod.Name)
 }
 
 func (s *strange) count(v bpf.Verdict) uint64 {
