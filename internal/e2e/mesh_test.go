@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -57,20 +56,7 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	const plugins = "github.com/containernetworking/plugins/plugins/"
-	for out, packages := range map[string][]string{
-		"bin/sluice-cni":       {"github.com/sluice-mesh/sluice/plugin"},
-		"bin/ztunnel":          {"github.com/sluice-mesh/sluice/ztunnel"},
-		"bin/sluice-installer": {"github.com/sluice-mesh/sluice/installer"},
-		"cni/":                 {plugins + "main/bridge", plugins + "main/ptp", plugins + "ipam/host-local", plugins + "meta/portmap"},
-	} {
-		cmd := exec.Command("go", append([]string{"build", "-o", dir + "/" + out}, packages...)...) // a slash at the end: a folder
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("go build: %w\n%s", err, text)
-		}
-	}
-	return dir, nil
+	return dir, lab.Compile(dir)
 })
 
 // built is the folder that build made.
