@@ -35,6 +35,8 @@ type meshWorkload struct {
 	Addresses      []netip.Addr                 `json:"workloadIps"`
 	Protocol       string                       `json:"protocol"`
 	Node           string                       `json:"node"`
+	Network        string                       `json:"network"`
+	Status         string                       `json:"status"`
 	Waypoint       *meshGateway                 `json:"waypoint"`
 	Policies       []string                     `json:"authorizationPolicies"`
 	Services       map[string]map[uint16]uint16 `json:"services"`
@@ -81,7 +83,7 @@ func (w *meshWorkload) identity() string {
 	return fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", w.TrustDomain, w.Namespace, w.ServiceAccount)
 }
 
-// address is the service's first address in words, "" if it has none.
+// has tells whether the address is one of the service's.
 func (s *meshService) has(addr netip.Addr) bool {
 	return slices.ContainsFunc(s.VIPs, func(vip string) bool {
 		_, text, ok := strings.Cut(vip, "/")

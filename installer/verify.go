@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"strings"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/sluice-mesh/sluice/bpf"
@@ -33,7 +33,8 @@ type verifier struct {
 	adminAddress string
 	node         *bpf.Node
 	pod          *bpf.Pod
-	view         *meshView // nil if ztunnel does not answer
+	view         *meshView              // nil if ztunnel does not answer
+	verdicts     map[bpf.Verdict]uint64 // as they were at the beginning
 	checks       []check
 }
 
@@ -84,11 +85,16 @@ func verifyCommand(ctx context.Context, args []string, stdout, _ io.Writer) erro
 }
 
 func (v *verifier) run(ctx context.Context) {
+	var err error
+	if v.verdicts, err = v.pod.Verdicts(); err != nil {
+		v.failed("counters", "%v", err)
+	}
 	v.checkAgent(ctx)
 	v.checkDatapath()
 	v.checkDestinations()
 	v.checkZtunnel(ctx)
 	v.checkLive(ctx)
+	v.checkLeaks()
 }
 
 // checkAgent asks what the agent thinks of the pod.
@@ -97,12 +103,12 @@ func (v *verifier) checkAgent(ctx context.Context) {
 	defer cancel()
 	status, err := askStatus(ctx, nodeapi.Client{Socket: v.agentSocket()})
 	if err != nil {
-		v.failed("agent", "%v: nobody repairs this pod or enrols others", err)
+		v.failed("agent", "%v: nobody repairs this pod or enrols others; start sluice-installer agent", err)
 		return
 	}
 	v.ok("agent", "runs on node %s", status.Node)
 	if status.Ztunnels == 0 {
-		v.failed("ztunnel", "none is connected to the agent: connections wait, and are refused after its --proxy-down-limit")
+		v.failed("ztunnel", "none is connected to the agent: connections wait, and are refused after its --proxy-down-limit; start ztunnel on this node")
 	} else {
 		v.ok("ztunnel", "%d connected", status.Ztunnels)
 	}
@@ -120,51 +126,10 @@ func (v *verifier) checkStatus(p *enroll.PodStatus) {
 	case p.Problem != "":
 		v.failed("enrolment", "%s: %s", p.Phase, p.Problem)
 	case p.Phase != "served":
-		v.failed("enrolment", "phase is %q, want served", p.Phase)
+		v.failed("enrolment", "phase is %q, want served: see the agent's log for this pod", p.Phase)
 	default:
 		v.ok("enrolment", "served, service account %s", p.ServiceAccount)
 	}
-}
-
-// checkDatapath has every link, rule, route, sysctl and slot compared with what was attached.
-func (v *verifier) checkDatapath() {
-	info := v.pod.Info()
-	const what = "datapath"
-	if err := v.pod.Check(); err != nil {
-		for _, line := range problems(err) {
-			v.failed(what, "%s (the agent repairs this at its next resync)", line)
-		}
-	} else {
-		v.ok(what, "links, rule, route, sysctl and listeners are as attached; capture on %s, by %s", strings.Join(info.Interfaces, ", "), v.node.AttachMode())
-	}
-	switch len(info.HostIfindexes) {
-	case 0:
-		v.skipped("guard", "the pod's interface has no end on this host: what goes past tc in the pod is not stopped")
-	default:
-		v.ok("guard", "on interface %d of the host", info.HostIfindexes[0])
-	}
-	verdicts, err := v.pod.Verdicts()
-	if err != nil {
-		v.failed("leaks", "%v", err)
-		return
-	}
-	leaks := uint64(0)
-	for _, verdict := range []bpf.Verdict{bpf.VerdictDropLeak, bpf.VerdictDropLeakFragment, bpf.VerdictDropLeakHeaders, bpf.VerdictDropLeakTagged} {
-		leaks += verdicts[verdict]
-	}
-	if leaks > 0 {
-		v.failed("leaks", "guard stopped %d packets that tried to leave in clear: something in the pod works around capture (status shows which kind)", leaks)
-	} else {
-		v.ok("leaks", "guard never had to stop anything")
-	}
-}
-
-// problems takes joined errors apart.
-func problems(err error) (lines []string) {
-	for line := range strings.Lines(err.Error()) {
-		lines = append(lines, strings.TrimSpace(line))
-	}
-	return lines
 }
 
 func (v *verifier) checkDestinations() {
@@ -174,7 +139,7 @@ func (v *verifier) checkDestinations() {
 	case err != nil:
 		v.failed(what, "%v", err)
 	case !complete:
-		v.failed(what, "the set is not complete: everything is captured until ztunnel has heard from the control plane")
+		v.failed(what, "the set is not complete: everything is captured until ztunnel has heard all from the control plane; see its log, scope xds")
 	default:
 		v.ok(what, "the set of mesh addresses is complete")
 	}
@@ -188,23 +153,17 @@ func (v *verifier) checkZtunnel(ctx context.Context) {
 	}
 	v.view = &view
 	for _, w := range view.Workloads {
-		for _, a := range v.pod.Info().Addresses {
-			if containsAddr(w.Addresses, a) {
-				v.ok("mesh state", "ztunnel knows the pod as %s, %s", w.identity(), w.Protocol)
-				return
-			}
+		if !slices.ContainsFunc(v.pod.Info().Addresses, func(a netip.Addr) bool { return slices.Contains(w.Addresses, a) }) {
+			continue
 		}
-	}
-	v.failed("mesh state", "ztunnel knows no workload with the pod's address: the control plane has not told it of the pod")
-}
-
-func containsAddr(list []netip.Addr, a netip.Addr) bool {
-	for _, each := range list {
-		if each == a {
-			return true
+		if w.Protocol != "HBONE" {
+			v.failed("mesh state", "ztunnel takes the pod for one outside the mesh (%s, %s): others connect to it in clear; see the agent's log for why it did not publish the pod", w.identity(), w.Protocol)
+			return
 		}
+		v.ok("mesh state", "ztunnel knows the pod as %s, %s", w.identity(), w.Protocol)
+		return
 	}
-	return false
+	v.failed("mesh state", "ztunnel knows no workload with the pod's address: the control plane has not told it of the pod (is the workload folder shared by all nodes, and the pod in a manifest?)")
 }
 
 func (v *verifier) print(w io.Writer, format string) error {
@@ -215,7 +174,7 @@ func (v *verifier) print(w io.Writer, format string) error {
 	}
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range v.checks {
-		fmt.Fprintf(out, "%s\t%s\t%s\n", c.Result, c.What, c.Detail)
+		fmt.Fprintf(out, "%-7s\t%s\t%s\n", c.Result, c.What, c.Detail)
 	}
 	return out.Flush()
 }

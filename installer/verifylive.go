@@ -10,14 +10,26 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
-// liveTimeout bounds the live connection: ztunnel's dial to the peer is in it.
-const liveTimeout = 10 * time.Second
+const (
+	// liveTimeout bounds a live connection: ztunnel's dial to the peer is in it.
+	liveTimeout = 5 * time.Second
+	// maxPeers is how many peers are tried before the fault is taken to be this side's.
+	maxPeers = 3
+)
+
+// hidden4 and hidden6 are ports of addresses that nobody has. Where everything is captured, a connection there shows capture
+// without a peer: ztunnel refuses it. Without capture it leads nowhere.
+var (
+	hidden4 = netip.MustParseAddrPort("203.0.113.1:15008")
+	hidden6 = netip.MustParseAddrPort("[100::1]:15008")
+)
 
 // checkLive makes a connection from inside the pod with a socket like any app's.
 //
@@ -25,41 +37,79 @@ const liveTimeout = 10 * time.Second
 // ztunnel, in mutual TLS, for port 15008 of its pod, which every ztunnel refuses: the whole way is used, and no app is
 // disturbed. Where capture is broken the connection reaches the peer's listener for mutual TLS itself, to which nothing
 // is sent: either way not a byte leaves in clear.
+//
+// An address that nobody has would do without a peer, but is captured only where everything is: the set of destinations
+// holds what exists. It is the fallback there.
 func (v *verifier) checkLive(ctx context.Context) {
-	info := v.pod.Info()
-	for _, family := range []string{"IPv4", "IPv6"} {
-		what := "live " + family
-		if !slices.ContainsFunc(info.Addresses, func(a netip.Addr) bool { return a.Is4() == (family == "IPv4") }) {
-			v.skipped(what, "the pod has no %s address", family)
+	for _, is4 := range []bool{true, false} {
+		what := "live IPv6"
+		if is4 {
+			what = "live IPv4"
+		}
+		if !slices.ContainsFunc(v.pod.Info().Addresses, func(a netip.Addr) bool { return a.Is4() == is4 }) {
+			v.skipped(what, "the pod has no %s address", what[len("live "):])
 			continue
 		}
-		peer, err := v.peer(family == "IPv4")
-		if err != nil {
-			v.skipped(what, "%v", err)
-			continue
-		}
-		if detail, err := v.connect(ctx, netip.AddrPortFrom(peer, bpf.HBONEPort)); err != nil {
-			v.failed(what, "%v", err)
-		} else {
-			v.ok(what, "%s", detail)
-		}
+		v.checkFamily(ctx, what, is4)
 	}
 }
 
-// peer finds another workload that speaks HBONE.
-func (v *verifier) peer(ipv4 bool) (netip.Addr, error) {
-	if v.view == nil {
-		return netip.Addr{}, errors.New("ztunnel does not say which workloads there are")
+func (v *verifier) checkFamily(ctx context.Context, what string, is4 bool) {
+	targets, err := v.targets(is4)
+	if err != nil {
+		v.skipped(what, "%v", err)
+		return
 	}
+	var errs []string
+	for _, to := range targets {
+		detail, err := v.connect(ctx, to)
+		if err == nil {
+			v.ok(what, "%s", detail)
+			return
+		}
+		errs = append(errs, err.Error())
+		if !errors.Is(err, errPeer) {
+			break // the next peer would fare no better
+		}
+	}
+	v.failed(what, "%s", strings.Join(errs, "; "))
+}
+
+// targets are where to connect to, the best first.
+func (v *verifier) targets(is4 bool) ([]netip.AddrPort, error) {
+	if v.view == nil {
+		return nil, errors.New("ztunnel does not say which workloads there are")
+	}
+	info := v.pod.Info()
+	var good, other []netip.AddrPort
 	for _, w := range v.view.Workloads {
 		for _, a := range w.Addresses {
-			if w.Protocol == "HBONE" && a.Is4() == ipv4 && !slices.Contains(v.pod.Info().Addresses, a) {
-				return a, nil
+			to := netip.AddrPortFrom(a, bpf.HBONEPort)
+			switch {
+			case w.Protocol != "HBONE", a.Is4() != is4, slices.Contains(info.Addresses, a), info.Exclude.Covers(to):
+			case w.Status == "Unhealthy" || w.Waypoint != nil:
+				other = append(other, to)
+			default:
+				good = append(good, to)
 			}
 		}
 	}
-	return netip.Addr{}, errors.New("there is no other workload in the mesh to connect to")
+	all := append(good, other...)
+	hidden := hidden4
+	if !is4 {
+		hidden = hidden6
+	}
+	if len(all) == 0 && info.CaptureAll && !info.Exclude.Covers(hidden) {
+		all = append(all, hidden)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("there is no other workload in the mesh to connect to: enrol a second pod")
+	}
+	return all[:min(len(all), maxPeers)], nil
 }
+
+// errPeer says that capture worked, but the way to the peer did not.
+var errPeer = errors.New("captured")
 
 // connect opens the connection and says how it went.
 func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail string, err error) {
@@ -71,7 +121,7 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 	defer cancel()
 	conn, err := dialInside(ctx, v.pod.Info().NetnsPath, to)
 	if err != nil {
-		return "", fmt.Errorf("connect to %v: %w: no listener of ztunnel took it", to, err)
+		return "", v.refused(to, before, err)
 	}
 	defer func() { _ = conn.Close() }()
 	after, err := v.pod.Verdicts()
@@ -79,7 +129,7 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 		return "", err
 	}
 	if after[bpf.VerdictCaptured] == before[bpf.VerdictCaptured] {
-		return "", fmt.Errorf("connect to %v: it was not captured (no byte was sent on it)", to)
+		return "", fmt.Errorf("connect to %v: it was NOT CAPTURED, and would have gone in clear (no byte was sent on it): see the lines links and rule", to)
 	}
 	if after[bpf.VerdictOutbound] == before[bpf.VerdictOutbound] {
 		return "", fmt.Errorf("connect to %v: captured, but not handed to the outbound listener", to)
@@ -87,7 +137,7 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetReadDeadline(deadline)
 	if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-		return "", fmt.Errorf("connect to %v: captured, but no ztunnel answered within %v", to, liveTimeout)
+		return "", fmt.Errorf("connect to %v: %w, but no ztunnel answered within %v: is the peer's node reachable at port 15008?", to, errPeer, liveTimeout)
 	}
 	return v.outcome(ctx, conn.LocalAddr().(*net.TCPAddr).AddrPort(), to)
 }
@@ -103,14 +153,37 @@ func (v *verifier) outcome(ctx context.Context, local, to netip.AddrPort) (strin
 		for _, c := range slices.Backward(list) {
 			switch {
 			case c.Src != local || c.Direction != "outbound":
+			case c.Verdict == "refused-hidden-address":
+				return "captured, and answered by ztunnel (there is no other workload in the mesh to go on to)", nil
 			case c.Verdict == "refused-by-peer":
 				return fmt.Sprintf("captured, carried in mutual TLS to %s at %v, and refused there as it must be", or(c.DstIdentity, "the peer"), to), nil
 			default:
-				return "", fmt.Errorf("captured, but ztunnel could not reach %v: %s: %s", to, c.Verdict, c.Error)
+				return "", fmt.Errorf("%w, but ztunnel could not reach %v: %s: %s", errPeer, to, c.Verdict, c.Error)
 			}
 		}
 	}
 	return "", fmt.Errorf("captured, but ztunnel has no record of the connection to %v", to)
+}
+
+// refused says how far a connection came that did not open.
+func (v *verifier) refused(to netip.AddrPort, before map[bpf.Verdict]uint64, err error) error {
+	after, verr := v.pod.Verdicts()
+	if verr != nil {
+		return errors.Join(err, verr)
+	}
+	for _, step := range []struct {
+		verdict bpf.Verdict
+		text    string
+	}{
+		{bpf.VerdictDropNoListener, "it was captured, but the pod's slot is empty: see the line listeners"},
+		{bpf.VerdictOutbound, "it was captured and handed to ztunnel's listener, but no ztunnel took it"},
+		{bpf.VerdictCaptured, "it was captured, but did not come back into the pod: see the lines route, rule and sysctl"},
+	} {
+		if after[step.verdict] > before[step.verdict] {
+			return fmt.Errorf("connect to %v: %w: %s", to, err, step.text)
+		}
+	}
+	return fmt.Errorf("connect to %v: %w: it was NOT CAPTURED: see the line links", to, err)
 }
 
 func or(s, other string) string {

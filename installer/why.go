@@ -178,7 +178,7 @@ func (w *inquiry) decideByZtunnel() {
 		}
 	}
 	for i := range w.view.Workloads {
-		if d := &w.view.Workloads[i]; containsAddr(d.Addresses, addr) {
+		if d := &w.view.Workloads[i]; slices.Contains(d.Addresses, addr) {
 			w.decideWorkload(d)
 			return
 		}
