@@ -110,12 +110,7 @@ func (v *verifier) checkLeaks() {
 		v.failed("leaks", "%v", err)
 		return
 	}
-	var ever, now uint64
-	for _, verdict := range leakVerdicts {
-		ever += verdicts[verdict]
-		now += verdicts[verdict] - v.verdicts[verdict]
-	}
-	switch {
+	switch ever, now := leaks(v.verdicts, verdicts); {
 	case now > 0:
 		v.failed("leaks", "guard stopped %d packets in clear during these checks: something in the pod works around capture (status shows which kind)", now)
 	case ever > 0:
@@ -123,4 +118,13 @@ func (v *verifier) checkLeaks() {
 	default:
 		v.ok("leaks", "guard never had to stop anything")
 	}
+}
+
+// leaks adds up what guard stopped, until after and since before.
+func leaks(before, after map[bpf.Verdict]uint64) (ever, since uint64) {
+	for _, verdict := range leakVerdicts {
+		ever += after[verdict]
+		since += after[verdict] - before[verdict]
+	}
+	return ever, since
 }

@@ -55,13 +55,14 @@ func (v *verifier) checkLive(ctx context.Context) {
 }
 
 func (v *verifier) checkFamily(ctx context.Context, what string, is4 bool) {
-	targets, err := v.targets(is4)
+	info := v.pod.Info()
+	all, err := targets(v.view, &info, is4)
 	if err != nil {
 		v.skipped(what, "%v", err)
 		return
 	}
 	var errs []string
-	for _, to := range targets {
+	for _, to := range all {
 		detail, err := v.connect(ctx, to)
 		if err == nil {
 			v.ok(what, "%s", detail)
@@ -76,13 +77,12 @@ func (v *verifier) checkFamily(ctx context.Context, what string, is4 bool) {
 }
 
 // targets are where to connect to, the best first.
-func (v *verifier) targets(is4 bool) ([]netip.AddrPort, error) {
-	if v.view == nil {
+func targets(view *meshView, info *bpf.PodInfo, is4 bool) ([]netip.AddrPort, error) {
+	if view == nil {
 		return nil, errors.New("ztunnel does not say which workloads there are")
 	}
-	info := v.pod.Info()
 	var good, other []netip.AddrPort
-	for _, w := range v.view.Workloads {
+	for _, w := range view.Workloads {
 		for _, a := range w.Addresses {
 			to := netip.AddrPortFrom(a, bpf.HBONEPort)
 			switch {

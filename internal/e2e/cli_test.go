@@ -4,12 +4,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/lab"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
@@ -120,6 +122,17 @@ func TestFlowsAreFollowed(t *testing.T) {
 	}
 }
 
+// clearSlot takes a socket out of a pod's map.
+func (m *mesh) clearSlot(node int, p *lab.Pod, slot bpf.Slot) {
+	m.t.Helper()
+	n, err := bpf.OpenNode(m.Nodes[node].PinRoot())
+	m.must(err)
+	defer func() { _ = n.Close() }()
+	pod, err := n.Pod(m.pinned(node, p).ID)
+	m.must(err)
+	m.must(errors.Join(pod.ClearListener(slot), pod.Close()))
+}
+
 // TestVerify: a pod that is well passes; each kind of damage fails with a line that names it.
 func TestVerify(t *testing.T) {
 	m := newMesh(t)
@@ -155,8 +168,10 @@ func TestVerify(t *testing.T) {
 	admin = "127.0.0.1:15100"       // the lab's second ztunnel on a node
 	m.must(m.Nodes[0].Agent.Kill()) // it would repair
 	wantFailure("without agent", "FAILED agent", "is not running")
+	m.clearSlot(0, m.client, bpf.SlotOutbound6)
+	wantFailure("without socket", "FAILED listeners slot outbound6 is empty", "FAILED live IPv6", "the pod's slot is empty", "ok rule", "ok live IPv4")
 	inside(m.client).Run(t, "ip", "rule", "del", "priority", "500")
-	wantFailure("without rule", "no IPv4 rule 500", "FAILED live IPv4")
+	wantFailure("without rule", "FAILED rule no IPv4 rule 500", "ok route", "FAILED live IPv4", "did not come back into the pod")
 	m.detachByHand(0, m.client)
 	if out, ok := m.cli(0, "verify", "mesh/client"); ok || !strings.Contains(out, "no pod") {
 		t.Errorf("detached: %s", out)
