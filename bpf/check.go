@@ -137,7 +137,11 @@ func (p *Pod) checkFilter(pin string, prog *ebpf.Program) error {
 }
 func (p *Pod) checkSlots() error {
 	var errs []error
-	for _, s := range Slots() {
+	slots := Slots()
+	if p.info.CaptureDNS {
+		slots = append(slots, DNSSlots()...)
+	}
+	for _, s := range slots {
 		if s.IsIPv6() && !p.info.IPv6 {
 			continue
 		}

@@ -68,7 +68,7 @@ func (a *attachment) migrateMaps(p *Pod) (names []string, err error) {
 
 // hasAllListeners keeps a pod from losing listeners: what is in the old map must be given for the new one.
 func (a *attachment) hasAllListeners(p *Pod) error {
-	for _, s := range Slots() {
+	for _, s := range append(Slots(), DNSSlots()...) {
 		if uint32(s) >= p.maps.Listeners.MaxEntries() {
 			continue
 		}

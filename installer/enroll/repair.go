@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/installer/listeners"
 	"github.com/sluice-mesh/sluice/installer/ztunnels"
 )
 
@@ -85,7 +86,7 @@ func (e *Enroller) repairPrograms(p *pod, in *inside, attached *bpf.Pod) error {
 // programDrift is what differs, unless it is empty slots alone.
 func programDrift(attached *bpf.Pod) error {
 	drift, empty := attached.Check(), 0
-	for _, s := range bpf.Slots() {
+	for _, s := range listeners.Names(attached.Info().CaptureDNS) {
 		if _, ok, err := attached.ListenerCookie(s); err == nil && !ok && (!s.IsIPv6() || attached.Info().IPv6) {
 			empty++
 		}
