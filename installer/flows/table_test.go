@@ -15,6 +15,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 // script is a source of events that were written beforehand.
@@ -159,9 +160,12 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- tb.Run(ctx, src) }()
-	for len(tb.Snapshot()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Eventually(t, 5*time.Second, func() error {
+		if len(tb.Snapshot()) == 0 {
+			return errors.New("the event was not taken")
+		}
+		return nil
+	})
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(tb)
 	families, err := registry.Gather()

@@ -165,15 +165,11 @@ func (tr *pings) alive() error {
 		return tr.rounds, tr.err
 	}
 	before, _ := state()
-	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+	return lab.Poll(effect, func() error {
 		now, err := state()
-		switch {
-		case err != nil:
-			return err
-		case now >= before+2:
-			return nil
-		case time.Since(began) > effect:
-			return errors.New("traffic stalls")
+		if err == nil && now < before+2 {
+			err = errors.New("traffic stalls")
 		}
-	}
+		return err
+	})
 }
