@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -84,6 +85,9 @@ func (s *Server) forward(ctx context.Context, q *query) ([]byte, error) {
 	return reply, err
 }
 
+// buffers are for answers over UDP. A pod that asks without end must not make as much garbage.
+var buffers = sync.Pool{New: func() any { return new([1 << 16]byte) }}
+
 // askUDP asks with an id and from a port that nobody can guess, and waits for the answer to this question.
 func (s *Server) askUDP(ctx context.Context, q *query) ([]byte, error) {
 	conn, err := s.sockets.DialUDP(ctx, q.to)
@@ -95,9 +99,10 @@ func (s *Server) askUDP(ctx context.Context, q *query) ([]byte, error) {
 	if _, err := conn.Write(asked); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, 1<<16)
+	buf := buffers.Get().(*[1 << 16]byte)
+	defer buffers.Put(buf)
 	for {
-		n, err := conn.Read(buf)
+		n, err := conn.Read(buf[:])
 		if err != nil {
 			return nil, err
 		}
