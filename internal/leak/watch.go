@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ import (
 const (
 	snapBytes   = 256      // of each frame: all headers and the first bytes of payload
 	bufferBytes = 64 << 20 // so that a busy machine loses nothing
+	// finishTimeout bounds how long it takes to read what is in the buffers.
+	finishTimeout = 30 * time.Second
 )
 
 // Watch is a set of interfaces under observation.
@@ -52,16 +55,16 @@ func (w *Watch) SetMembers(members ...netip.Addr) { w.judge.setMembers(members) 
 // Allow exempts a connection that was open before its ends were enrolled.
 func (w *Watch) Allow(a, b netip.AddrPort) { w.judge.allow(a, b) }
 
-// Stop ends the watch. A watch that lost a frame is an error: it proves nothing.
+// Stop judges all that passed before it was called, and ends the watch. A watch that lost a frame is an error: it proves
+// nothing.
 func (w *Watch) Stop() (Report, error) {
-	for _, t := range w.taps {
-		// What was sent before is in the buffer by now: veth delivers within send.
-		_ = t.sock.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-	}
-	w.wg.Wait()
 	var errs []error
 	for _, t := range w.taps {
-		errs = append(errs, t.err, t.losses())
+		errs = append(errs, t.finish())
+	}
+	w.wg.Wait()
+	for _, t := range w.taps {
+		errs = append(errs, t.err)
 	}
 	w.close()
 	return w.judge.report, errors.Join(errs...)
@@ -78,6 +81,7 @@ type tap struct {
 	point Point
 	sock  *os.File
 	err   error
+	taken atomic.Int64 // frames read
 }
 
 func open(p Point) (t *tap, err error) {
@@ -127,6 +131,7 @@ func (t *tap) read(j *judge) error {
 			}
 			return err
 		}
+		t.taken.Add(1)
 		if ll, ok := from.(*unix.SockaddrLinklayer); ok && t.point.FromPod && ll.Pkttype == unix.PACKET_OUTGOING {
 			continue
 		}
@@ -134,23 +139,40 @@ func (t *tap) read(j *judge) error {
 	}
 }
 
-func (t *tap) losses() error {
+// finish waits until every frame that the socket got so far was read, and has the reader end.
+func (t *tap) finish() error {
+	defer func() { _ = t.sock.SetReadDeadline(time.Unix(1, 0)) }()
+	got, drops, err := t.statistics()
+	if err != nil {
+		return fmt.Errorf("packet statistics of %s: %w", t.point.Interface, err)
+	}
+	if drops > 0 {
+		return fmt.Errorf("%s of %s: %d of %d frames were lost, so nothing is proven", t.point.Interface, t.point.NS, drops, got)
+	}
+	return lab.Poll(finishTimeout, func() error {
+		if n := t.taken.Load(); n < int64(got) {
+			return fmt.Errorf("%s of %s: %d of %d frames were read, so nothing is proven", t.point.Interface, t.point.NS, n, got)
+		}
+		return nil
+	})
+}
+
+// statistics returns how many frames the socket got since it was opened, those without room for them included. Call it
+// once: the kernel counts anew afterwards.
+func (t *tap) statistics() (got, drops uint32, err error) {
 	raw, err := t.sock.SyscallConn()
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	var stats *unix.TpacketStats
 	var serr error
 	if err := raw.Control(func(fd uintptr) {
 		stats, serr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	}); err != nil {
-		return err
+		return 0, 0, err
 	}
 	if serr != nil {
-		return fmt.Errorf("packet statistics of %s: %w", t.point.Interface, serr)
+		return 0, 0, serr
 	}
-	if stats.Drops > 0 {
-		return fmt.Errorf("%s of %s: %d of %d frames were lost, so nothing is proven", t.point.Interface, t.point.NS, stats.Drops, stats.Packets)
-	}
-	return nil
+	return stats.Packets, stats.Drops, nil
 }
