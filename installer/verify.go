@@ -93,7 +93,10 @@ func (v *verifier) run(ctx context.Context) {
 	v.checkDatapath()
 	v.checkDestinations()
 	v.checkZtunnel(ctx)
+	v.checkHost()
+	v.checkCapture(ctx)
 	v.checkLive(ctx)
+	v.checkInbound(ctx)
 	v.checkLeaks()
 }
 

@@ -36,7 +36,7 @@ var parts = []part{
 func (v *verifier) checkDatapath() {
 	v.addParts(mismatches(errors.Join(v.pod.Check(), v.checkDNS())))
 	info := v.pod.Info()
-	v.ok("capture", "on %s, by %s", strings.Join(info.Interfaces, ", "), v.node.AttachMode())
+	v.ok("interfaces", "captured on %s, by %s", strings.Join(info.Interfaces, ", "), v.node.AttachMode())
 	if len(info.HostIfindexes) == 0 {
 		v.skipped("guard", "the pod's interfaces have no end on this host: what goes past tc in the pod is not stopped")
 	} else {

@@ -24,22 +24,12 @@ const (
 	maxPeers = 3
 )
 
-// hidden4 and hidden6 are ports of addresses that nobody has. Where everything is captured, a connection there shows capture
-// without a peer: ztunnel refuses it. Without capture it leads nowhere.
-var (
-	hidden4 = netip.MustParseAddrPort("203.0.113.1:15008")
-	hidden6 = netip.MustParseAddrPort("[100::1]:15008")
-)
-
 // checkLive makes a connection from inside the pod with a socket like any app's.
 //
 // It goes to port 15008 of another workload of the mesh. Where capture works, ztunnel takes it and asks the peer's
 // ztunnel, in mutual TLS, for port 15008 of its pod, which every ztunnel refuses: the whole way is used, and no app is
 // disturbed. Where capture is broken the connection reaches the peer's listener for mutual TLS itself, to which nothing
 // is sent: either way not a byte leaves in clear.
-//
-// An address that nobody has would do without a peer, but is captured only where everything is: the set of destinations
-// holds what exists. It is the fallback there.
 func (v *verifier) checkLive(ctx context.Context) {
 	for _, is4 := range []bool{true, false} {
 		what := "live IPv6"
@@ -95,13 +85,6 @@ func targets(view *meshView, info *bpf.PodInfo, is4 bool) ([]netip.AddrPort, err
 		}
 	}
 	all := append(good, other...)
-	hidden := hidden4
-	if !is4 {
-		hidden = hidden6
-	}
-	if len(all) == 0 && info.CaptureAll && !info.Exclude.Covers(hidden) {
-		all = append(all, hidden)
-	}
 	if len(all) == 0 {
 		return nil, errors.New("there is no other workload in the mesh to connect to: enrol a second pod")
 	}
@@ -119,7 +102,7 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
-	conn, err := dialInside(ctx, v.pod.Info().NetnsPath, to)
+	conn, err := dialInside(ctx, "tcp", v.pod.Info().NetnsPath, to)
 	if err != nil {
 		return "", v.refused(to, before, err)
 	}
@@ -154,7 +137,7 @@ func (v *verifier) outcome(ctx context.Context, local, to netip.AddrPort) (strin
 			switch {
 			case c.Src != local || c.Direction != "outbound":
 			case c.Verdict == "refused-hidden-address":
-				return "captured, and answered by ztunnel (there is no other workload in the mesh to go on to)", nil
+				return "captured, handed to ztunnel, and refused there as it must be", nil
 			case c.Verdict == "refused-by-peer":
 				return fmt.Sprintf("captured, carried in mutual TLS to %s at %v, and refused there as it must be", or(c.DstIdentity, "the peer"), to), nil
 			default:
@@ -193,8 +176,8 @@ func or(s, other string) string {
 	return s
 }
 
-// dialInside connects from a network namespace, by one family and plain TCP.
-func dialInside(ctx context.Context, path string, to netip.AddrPort) (conn net.Conn, err error) {
+// dialInside connects from a network namespace, by one family and without MPTCP.
+func dialInside(ctx context.Context, network, path string, to netip.AddrPort) (conn net.Conn, err error) {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, err
@@ -203,7 +186,7 @@ func dialInside(ctx context.Context, path string, to netip.AddrPort) (conn net.C
 	d := net.Dialer{FallbackDelay: -1}
 	d.SetMultipathTCP(false)
 	err = ns.Do(func() (err error) {
-		conn, err = d.DialContext(ctx, "tcp", to.String())
+		conn, err = d.DialContext(ctx, network, to.String())
 		return err
 	})
 	return conn, err

@@ -19,6 +19,9 @@ var (
 	hidden6 = netip.MustParseAddr("100::1")
 )
 
+// HiddenAddrs lists them.
+func HiddenAddrs() []netip.Addr { return []netip.Addr{hidden4, hidden6} }
+
 // The ports mean nothing: an accepted socket has the original destination's. But an application that listens on all
 // addresses collides with ours on the same port, so ours are such as no application wants; which of them, is what is
 // free.
