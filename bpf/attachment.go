@@ -117,7 +117,7 @@ func (a *attachment) build(dir string) error {
 		return err
 	}
 	fault("steered")
-	if err := a.eachLink(p, func(w *wantedLink) error { return w.attach(dir, w.pin) }); err != nil {
+	if err := a.eachLink(p, a.info, inOrder, func(w *wantedLink) error { return w.attach(dir, w.pin) }); err != nil {
 		return err
 	}
 	return a.grandfather(maps)
@@ -145,11 +145,7 @@ func (a *attachment) replace(p *Pod) error {
 		return err
 	}
 	fault("steered")
-	wanted := map[string]bool{}
-	err = a.eachLink(p, func(w *wantedLink) error {
-		wanted[w.pin] = true
-		return w.update(p.dir)
-	})
+	wanted, err := a.updateLinks(p)
 	if err != nil {
 		return err
 	}
@@ -204,20 +200,21 @@ func (a *attachment) fillSlots(p *Pod) error {
 	return nil
 }
 
-// eachLink loads the programs and calls do for every link that the pod should have. It stays on the calling thread,
-// whose namespace is that of guard's interfaces.
-func (a *attachment) eachLink(p *Pod, do func(*wantedLink) error) error {
-	excluded, err := a.cfg.Exclude.create()
+// eachLink loads the programs with the settings of info and calls do for those links that the pod should have that choose
+// returns. It stays on the calling thread, whose namespace is that of guard's interfaces.
+func (a *attachment) eachLink(p *Pod, info PodInfo, choose choice, do func(*wantedLink) error) error {
+	excluded, err := info.Exclude.create()
 	if err != nil {
 		return err
 	}
 	defer excluded.Close()
-	progs := loadPrograms(&a.node.maps, p.maps, excluded, a.info.settings())
+	progs := loadPrograms(&a.node.maps, p.maps, excluded, info.settings())
 	defer progs.Close()
-	links, err := wantedLinks(a.ns, a.node.mode, progs, &a.info)
+	links, err := wantedLinks(a.ns, a.node.mode, progs, &info)
 	if err != nil {
 		return err
 	}
+	links = choose(links)
 	for i := range links {
 		if err := do(&links[i]); err != nil {
 			return err

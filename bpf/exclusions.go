@@ -71,7 +71,7 @@ func (e Exclusions) create() (_ *exclusionMaps, err error) {
 	var maps exclusionMaps
 	for name, m := range maps.byName() {
 		want := spec.Maps[name].Copy()
-		want.MaxEntries = MaxExclusions
+		want.MaxEntries = uint32(max(MaxExclusions, len(e.CIDRs), len(e.Ports)))
 		if *m, err = ebpf.NewMap(want); err != nil {
 			maps.Close()
 			return nil, fmt.Errorf("create map %q: %w", name, err)
