@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -47,12 +48,15 @@ type meshGateway struct {
 }
 
 type meshService struct {
-	Name      string         `json:"name"`
-	Namespace string         `json:"namespace"`
-	Hostname  string         `json:"hostname"`
-	VIPs      []string       `json:"vips"` // network/address
-	Waypoint  *meshGateway   `json:"waypoint"`
-	Endpoints map[string]any `json:"endpoints"`
+	Name       string            `json:"name"`
+	Namespace  string            `json:"namespace"`
+	Hostname   string            `json:"hostname"`
+	Visibility string            `json:"visibility"`
+	VIPs       []string          `json:"vips"`     // network/address
+	CIDRVIPs   []string          `json:"cidrVips"` // network/address/bits
+	Ports      map[uint16]uint16 `json:"ports"`
+	Waypoint   *meshGateway      `json:"waypoint"`
+	Endpoints  map[string]any    `json:"endpoints"`
 }
 
 type meshPolicy struct {
@@ -83,17 +87,26 @@ func (w *meshWorkload) identity() string {
 	return fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", w.TrustDomain, w.Namespace, w.ServiceAccount)
 }
 
-// has tells whether the address is one of the service's.
-func (s *meshService) has(addr netip.Addr) bool {
-	return slices.ContainsFunc(s.VIPs, func(vip string) bool {
-		_, text, ok := strings.Cut(vip, "/")
-		if !ok {
-			text = vip
+// addrs are the service's own addresses.
+func (s *meshService) addrs() (all []netip.Addr) {
+	for _, vip := range s.VIPs {
+		if a, err := netip.ParseAddr(vip[strings.LastIndex(vip, "/")+1:]); err == nil {
+			all = append(all, a)
 		}
-		a, err := netip.ParseAddr(text)
-		return err == nil && a == addr
+	}
+	return all
+}
+
+// has tells whether the address is one of the service's, or in a range of its.
+func (s *meshService) has(addr netip.Addr) bool {
+	return slices.Contains(s.addrs(), addr) || slices.ContainsFunc(s.CIDRVIPs, func(text string) bool {
+		_, cidr, _ := strings.Cut(text, "/")
+		p, err := netip.ParsePrefix(cidr)
+		return err == nil && p.Contains(addr)
 	})
 }
+
+func sortedPorts(ports map[uint16]uint16) []uint16 { return slices.Sorted(maps.Keys(ports)) }
 
 // admin asks a page of ztunnel's admin server.
 func admin(ctx context.Context, address, page string, into any) error {

@@ -15,16 +15,17 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/flows"
-	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
 // answer is what why says of a connection.
 type answer struct {
 	Pod         string         `json:"pod"`
 	Destination netip.AddrPort `json:"destination"`
-	// Encrypted is "yes", "no", or "depends": some endpoints of a service speak mutual TLS and some do not.
+	// Encrypted is "yes", "no", "depends" if some endpoints of a service speak mutual TLS and some do not, or "unknown".
 	Encrypted string `json:"encrypted"`
 	Because   string `json:"because"`
+	// Refused says who refuses the connection, and why. Empty: nobody does, as far as this node knows.
+	Refused string `json:"refused,omitempty"`
 	// Steps are the rules in the order in which they were asked, up to the one that decides.
 	Steps    []string     `json:"steps"`
 	Policies []string     `json:"policies,omitempty"`
@@ -58,18 +59,21 @@ func whyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return err
 	}
 	defer func() { _, _ = pod.Close(), node.Close() }()
-	w := &inquiry{node: node, info: pod.Info()}
+	w := &inquiry{node: node, pod: pod, info: pod.Info()}
 	w.Pod = w.info.Namespace + "/" + w.info.Name
-	if err := admin(ctx, adminAddress, "/config_dump", &w.view); err != nil {
-		w.note("%v: what the mesh knows of the destination is left out", err)
-	}
+	w.viewErr = admin(ctx, adminAddress, "/config_dump", &w.view)
 	if w.Destination, err = w.resolve(fs.given[1]); err != nil {
-		return usageError{err}
+		return err
+	}
+	if w.viewErr == nil {
+		w.askZtunnel(ctx, adminAddress)
+	} else {
+		w.note("%v", w.viewErr)
 	}
 	if err := w.decide(); err != nil {
 		return err
 	}
-	w.past(ctx, &p, adminAddress)
+	w.past(ctx, p.agentSocket(), adminAddress)
 	if format == "json" {
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
@@ -81,9 +85,12 @@ func whyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 // inquiry is one question of why on its way to an answer.
 type inquiry struct {
 	answer
-	node *bpf.Node
-	info bpf.PodInfo
-	view meshView
+	node    *bpf.Node
+	pod     *bpf.Pod
+	info    bpf.PodInfo
+	view    meshView
+	viewErr error        // why view is not known
+	would   *explanation // nil if ztunnel does not tell
 }
 
 func (w *inquiry) note(format string, args ...any) {
@@ -100,33 +107,53 @@ func (w *inquiry) end(encrypted, format string, args ...any) {
 }
 
 // resolve reads ADDRESS, ADDRESS:PORT, [ADDRESS]:PORT or a service's name with or without a port. Port 0: any.
-func (w *inquiry) resolve(typed string) (netip.AddrPort, error) {
+func (w *inquiry) resolve(typed string) (to netip.AddrPort, err error) {
 	if ap, err := netip.ParseAddrPort(typed); err == nil {
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 	}
 	if a, err := netip.ParseAddr(strings.Trim(typed, "[]")); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), 0), nil
 	}
-	host, portText, _ := strings.Cut(typed, ":")
+	host, portText, hasPort := strings.Cut(typed, ":")
 	port := uint64(0)
-	if portText != "" {
-		var err error
+	if hasPort {
 		if port, err = strconv.ParseUint(portText, 10, 16); err != nil {
-			return netip.AddrPort{}, fmt.Errorf("DST: %q is not a port", portText)
+			return to, usageError{fmt.Errorf("DST: %q is neither an address nor HOST:PORT", typed)}
 		}
 	}
-	for _, s := range w.view.Services {
-		if host == s.Hostname || host == s.Name+"."+s.Namespace || host == s.Name && s.Namespace == w.info.Namespace {
-			for _, vip := range s.VIPs {
-				_, text, _ := strings.Cut(vip, "/")
-				if a, err := netip.ParseAddr(text); err == nil {
-					w.note("%s is %v, service %s/%s", host, a, s.Namespace, s.Hostname)
-					return netip.AddrPortFrom(a, uint16(port)), nil
-				}
-			}
+	if w.viewErr != nil {
+		return to, fmt.Errorf("DST: who %q is, only ztunnel knows; give an address: %w", host, w.viewErr)
+	}
+	svc := w.serviceNamed(strings.TrimSuffix(host, "."))
+	if svc == nil {
+		return to, usageError{fmt.Errorf("DST: %q is neither an address nor a service that ztunnel knows", typed)}
+	}
+	addrs := svc.addrs()
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return w.lacks(a) - w.lacks(b) })
+	if len(addrs) == 0 {
+		return to, usageError{fmt.Errorf("DST: service %s has no address of its own; give the address of one of its pods", host)}
+	}
+	w.note("%s is %v, service %s/%s", host, addrs[0], svc.Namespace, svc.Hostname)
+	return netip.AddrPortFrom(addrs[0], uint16(port)), nil
+}
+
+// lacks is 1 for an address of a family that the pod does not have.
+func (w *inquiry) lacks(a netip.Addr) int {
+	if slices.ContainsFunc(w.info.Addresses, func(own netip.Addr) bool { return own.Is4() == a.Is4() }) {
+		return 0
+	}
+	return 1
+}
+
+// serviceNamed finds a service as the pod would call it.
+func (w *inquiry) serviceNamed(host string) *meshService {
+	for i := range w.view.Services {
+		s := &w.view.Services[i]
+		if host == s.Hostname || host == s.Name+"."+s.Namespace || host == s.Name+"."+s.Namespace+".svc" || host == s.Name && s.Namespace == w.info.Namespace {
+			return s
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("DST: %q is neither an address nor a service that ztunnel knows", typed)
+	return nil
 }
 
 // decide goes through capture's rules in their order (bpf/capture.bpf.c), then through ztunnel's.
@@ -150,7 +177,7 @@ func (w *inquiry) decide() error {
 	}
 	w.step("not excluded by the pod's settings")
 	if w.info.CaptureDNS && to.Port() == 53 {
-		w.end("no", "a query: it goes to ztunnel's resolver, which answers for the mesh and asks %v for all else", to)
+		w.end("no", "a query: it goes to ztunnel's resolver in the pod, which answers for names of the mesh itself, and asks %v for all others in clear", to)
 		return nil
 	}
 	switch {
@@ -164,157 +191,17 @@ func (w *inquiry) decide() error {
 	default:
 		w.step("captured: %v is in the mesh", to.Addr())
 	}
+	slot := bpf.SlotOutbound4
+	if !to.Addr().Is4() {
+		slot = bpf.SlotOutbound6
+	}
+	if _, ok, err := w.pod.ListenerCookie(slot); err != nil {
+		return err
+	} else if !ok {
+		w.Refused = fmt.Sprintf("by the datapath: the pod has no listener in slot %v (verify says more)", slot)
+		w.end("no", "nothing is sent: the connection is refused")
+		return nil
+	}
 	w.decideByZtunnel()
 	return nil
-}
-
-// decideByZtunnel says what ztunnel does with a captured connection.
-func (w *inquiry) decideByZtunnel() {
-	addr := w.Destination.Addr()
-	for i := range w.view.Services {
-		if s := &w.view.Services[i]; s.has(addr) {
-			w.decideService(s)
-			return
-		}
-	}
-	for i := range w.view.Workloads {
-		if d := &w.view.Workloads[i]; slices.Contains(d.Addresses, addr) {
-			w.decideWorkload(d)
-			return
-		}
-	}
-	w.end("no", "ztunnel knows neither workload nor service at %v: it passes the connection on as it is", addr)
-}
-
-func (w *inquiry) decideWorkload(d *meshWorkload) {
-	w.step("ztunnel knows %v as workload %s/%s on node %s", w.Destination.Addr(), d.Namespace, d.Name, or(d.Node, "unknown"))
-	if d.Waypoint != nil {
-		w.step("its connections go through the waypoint %s", d.Waypoint.Destination)
-	}
-	if d.Protocol == "HBONE" {
-		w.end("yes", "mutual TLS (HBONE) to %s", d.identity())
-		w.policiesOf(d)
-		return
-	}
-	w.end("no", "workload %s/%s speaks no HBONE: it is not enrolled, so ztunnel connects in clear", d.Namespace, d.Name)
-}
-
-func (w *inquiry) decideService(s *meshService) {
-	w.step("ztunnel knows %v as service %s/%s with %d endpoints", w.Destination.Addr(), s.Namespace, s.Hostname, len(s.Endpoints))
-	if s.Waypoint != nil {
-		w.end("yes", "mutual TLS to the service's waypoint %s, which connects on", s.Waypoint.Destination)
-		return
-	}
-	hbone, clear := []string{}, []string{}
-	for i := range w.view.Workloads {
-		d := &w.view.Workloads[i]
-		if _, ok := s.Endpoints[d.UID]; !ok {
-			continue
-		}
-		if d.Protocol == "HBONE" {
-			hbone = append(hbone, d.identity())
-			w.policiesOf(d)
-		} else {
-			clear = append(clear, d.Namespace+"/"+d.Name)
-		}
-	}
-	slices.Sort(hbone)
-	switch {
-	case len(hbone)+len(clear) == 0:
-		w.end("no", "the service has no endpoint: ztunnel refuses the connection")
-	case len(clear) == 0:
-		w.end("yes", "mutual TLS (HBONE) to one of its endpoints: %s", strings.Join(slices.Compact(hbone), ", "))
-	case len(hbone) == 0:
-		w.end("no", "no endpoint of the service speaks HBONE: %s", strings.Join(clear, ", "))
-	default:
-		w.end("depends", "of the service's endpoints these speak no HBONE: %s", strings.Join(clear, ", "))
-	}
-}
-
-// policiesOf lists the policies that the destination's ztunnel asks.
-func (w *inquiry) policiesOf(d *meshWorkload) {
-	for _, p := range w.view.Policies {
-		name := p.Namespace + "/" + p.Name
-		if p.Scope == "Global" || p.Scope == "Namespace" && p.Namespace == d.Namespace || slices.Contains(d.Policies, name) {
-			text := fmt.Sprintf("%s %s (%s)", strings.ToUpper(p.Action), name, p.Scope)
-			if p.DryRun {
-				text += ", dry run: only logged"
-			}
-			if !slices.Contains(w.Policies, text) {
-				w.Policies = append(w.Policies, text)
-			}
-		}
-	}
-}
-
-// past looks up what became of earlier connections like this one.
-func (w *inquiry) past(ctx context.Context, p *paths, adminAddress string) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	like := func(to netip.AddrPort) bool {
-		return to.Addr().Unmap() == w.Destination.Addr() && (w.Destination.Port() == 0 || to.Port() == w.Destination.Port())
-	}
-	client := nodeapi.Client{Socket: p.agentSocket()}
-	err := client.Stream(ctx, &nodeapi.Request{Verb: nodeapi.VerbFlows}, func(packet json.RawMessage) error {
-		var f flows.Flow
-		if err := json.Unmarshal(packet, &f); err != nil {
-			return err
-		}
-		if f.UID == w.info.UID && f.Outbound && like(f.Remote) {
-			w.Flows = append(w.Flows, f)
-		}
-		return nil
-	})
-	if err != nil {
-		w.note("%v: past flows are left out", err)
-	}
-	w.Flows = w.Flows[max(0, len(w.Flows)-maxLast):]
-	var ended []endedConn
-	if err := admin(ctx, adminAddress, "/debug/connections", &ended); err != nil {
-		return // said before
-	}
-	for _, c := range ended {
-		own := slices.Contains(w.info.Addresses, c.Src.Addr().Unmap()) && c.Direction == "outbound"
-		wentTo, _ := netip.ParseAddrPort(c.HBONEAddr)
-		fromFlow := slices.ContainsFunc(w.Flows, func(f flows.Flow) bool { return f.Local == c.Src })
-		if own && (like(c.Dst) || like(wentTo) || fromFlow) {
-			w.Ended = append(w.Ended, c)
-		}
-	}
-	w.Ended = w.Ended[max(0, len(w.Ended)-maxLast):]
-}
-
-func (w *inquiry) print(out io.Writer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "from       pod %s\nto         %v\nencrypted  %s, because %s\n", w.Pod, w.Destination, w.Encrypted, w.Because)
-	list := func(title string, lines []string) {
-		if len(lines) > 0 {
-			fmt.Fprintf(&b, "\n%s\n  %s\n", title, strings.Join(lines, "\n  "))
-		}
-	}
-	list("decided by, in this order", w.Steps)
-	list("policies that the destination's ztunnel asks", w.Policies)
-	var lines []string
-	for _, f := range w.Flows {
-		event := f.Kind
-		if f.Refused {
-			event = "refused"
-		}
-		lines = append(lines, fmt.Sprintf("%s  %s  %v -> %v  %s, %d bytes sent, %d received, %s", f.At.Format("15:04:05.000"), event, f.Local, f.Remote, f.Path, f.Sent, f.Received, f.State))
-	}
-	list("last flows like it, as the pod's sockets saw them", lines)
-	lines = nil
-	for _, c := range w.Ended {
-		line := fmt.Sprintf("%s  %s  %v -> %v", c.At.Format("15:04:05.000"), c.Verdict, c.Src, c.Dst)
-		for _, each := range [][2]string{{"to ", c.DstIdentity}, {"policy ", c.Policy}, {"", c.Error}} {
-			if each[1] != "" {
-				line += "  " + each[0] + each[1]
-			}
-		}
-		lines = append(lines, line)
-	}
-	list("last connections like it that ended, as ztunnel saw them", lines)
-	list("notes", w.Notes)
-	_, err := io.WriteString(out, b.String())
-	return err
 }

@@ -28,6 +28,7 @@ func (m *mesh) cli(node int, args ...string) (out string, ok bool) {
 // why asks and reads the answer.
 func (m *mesh) why(pod, dst string) (a struct {
 	Encrypted, Because string
+	Refused            string
 	Policies           []string
 	LastFlows          []struct{ Path, Kind string }
 	LastConnections    []struct{ Verdict, Policy, Error string }
@@ -60,7 +61,7 @@ func TestWhy(t *testing.T) {
 	m.wantReach("before")
 	testutil.Eventually(t, effect, func() error {
 		a := m.why("mesh/client", target)
-		if a.Encrypted != "yes" || !strings.Contains(a.Because, "spiffe://cluster.local/ns/mesh/sa/server") || len(a.Policies) > 0 {
+		if a.Encrypted != "yes" || !strings.Contains(a.Because, "spiffe://cluster.local/ns/mesh/sa/server") || len(a.Policies) > 0 || a.Refused != "" {
 			return fmt.Errorf("captured: got %+v", a)
 		}
 		if len(a.LastFlows) == 0 || a.LastFlows[0].Path != "captured" || len(a.LastConnections) == 0 || a.LastConnections[0].Verdict != "mtls" {
@@ -84,7 +85,8 @@ func TestWhy(t *testing.T) {
 		}
 		a := m.why("client", target)
 		last := len(a.LastConnections) - 1
-		if !slices.Contains(a.Policies, "DENY mesh/deny-client (WorkloadSelector)") || last < 0 || a.LastConnections[last].Verdict != "refused-by-peer" {
+		if !slices.Contains(a.Policies, "DENY mesh/deny-client (WorkloadSelector)") || last < 0 || a.LastConnections[last].Verdict != "refused-by-peer" ||
+			!strings.HasSuffix(a.Refused, "by the ztunnel of mesh/server: explicitly denied by: mesh/deny-client") {
 			return fmt.Errorf("denied: got %+v", a)
 		}
 		return nil
