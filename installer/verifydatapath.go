@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/sluice-mesh/sluice/bpf"
-	"github.com/sluice-mesh/sluice/installer/listeners"
 )
 
 // repair is the way out of everything that the agent puts right by itself.
@@ -34,7 +33,7 @@ var parts = []part{
 
 // checkDatapath has every link, rule, route, sysctl and slot compared with what was attached.
 func (v *verifier) checkDatapath() {
-	v.addParts(mismatches(errors.Join(v.pod.Check(), v.checkDNS())))
+	v.addParts(mismatches(v.pod.Check()))
 	info := v.pod.Info()
 	v.ok("interfaces", "captured on %s, by %s", strings.Join(info.Interfaces, ", "), v.node.AttachMode())
 	if len(info.HostIfindexes) == 0 {
@@ -67,23 +66,6 @@ func (v *verifier) addParts(all []string) {
 			v.ok(p.name, "%s", p.well)
 		}
 	}
-}
-
-// checkDNS looks at the slots that Check does not: those of queries.
-func (v *verifier) checkDNS() error {
-	info := v.pod.Info()
-	var errs []error
-	for _, slot := range listeners.Names(info.CaptureDNS)[len(bpf.Slots()):] {
-		if slot.IsIPv6() && !info.IPv6 {
-			continue
-		}
-		if _, ok, err := v.pod.ListenerCookie(slot); err != nil {
-			errs = append(errs, err)
-		} else if !ok {
-			errs = append(errs, errors.New("slot "+slot.String()+" is empty: queries are dropped"))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // mismatches takes joined errors apart, without the words that wrap them.

@@ -71,9 +71,19 @@ func TestWhy(t *testing.T) {
 	})
 
 	outside := netip.AddrPortFrom(lab.OutsideAddr4, 80)
-	if a := m.why("client", outside.String()); a.Encrypted != "no" || !strings.Contains(a.Because, "not in the mesh") {
-		t.Errorf("outside: got %+v", a)
-	}
+	ln, err := m.Listen(m.NS("outside"), outside.String())
+	m.must(err)
+	defer func() { _ = ln.Close() }()
+	conn, err := m.DialTimeout(m.client.NS, outside.String(), effect)
+	m.must(err)
+	m.must(conn.Close())
+	testutil.Eventually(t, effect, func() error {
+		a := m.why("client", outside.String())
+		if a.Encrypted != "no" || !strings.Contains(a.Because, "not in the mesh") || len(a.LastFlows) == 0 || a.LastFlows[0].Path != "passthrough" {
+			return fmt.Errorf("outside: got %+v", a)
+		}
+		return nil
+	})
 	if a := m.why("client", m.client.Addr6.String()); a.Encrypted != "no" || !strings.Contains(a.Because, "the pod itself") {
 		t.Errorf("itself: got %+v", a)
 	}
