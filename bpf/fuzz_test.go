@@ -10,13 +10,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
-// fuzzBench is a pod in the mesh with every setting on that adds code.
-func fuzzBench(f *testing.F) *bench {
-	b := newBenchWith(f, settings{captureDNS: true}, Exclusions{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Ports: []uint16{8443}})
+// fuzzBench is a pod in the mesh that excludes something.
+func fuzzBench(f *testing.F, set settings) *bench {
+	b := newBenchWith(f, set, Exclusions{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Ports: []uint16{8443}})
 	b.fillSlots(f)
 	for _, fam := range bothFamilies {
 		b.mesh(f, fam.member.Addr())
@@ -41,6 +39,14 @@ func seeds(f *testing.F) {
 			func(x *frame) { x.noLength = true },
 			func(x *frame) { x.proto = unix.IPPROTO_UDP },
 			func(x *frame) { x.etherType = unix.ETH_P_8021Q },
+			func(x *frame) { x.etherType = unix.ETH_P_8021AD },
+			func(x *frame) { x.etherType = unix.ETH_P_ARP },
+			func(x *frame) { x.etherType = etherTypeIPv4 ^ etherTypeIPv6 ^ etherTypeOf(fam) },
+			func(x *frame) { x.flags = 0xff },
+			func(x *frame) { x.cut = 20 },
+			func(x *frame) { x.fragment, x.proto = ipv4MoreFrags, unix.IPPROTO_UDP },
+			func(x *frame) { x.src, x.dst = x.dst, x.src },
+			func(x *frame) { x.dst = fam.loopbackPeer },
 			func(x *frame) { x.dst = netip.AddrPortFrom(fam.member.Addr(), 15008) },
 			func(x *frame) { x.dst = netip.AddrPortFrom(fam.member.Addr(), 8443) },
 			func(x *frame) { x.dst, x.proto = netip.AddrPortFrom(fam.member.Addr(), 53), unix.IPPROTO_UDP },
@@ -57,61 +63,95 @@ func seeds(f *testing.F) {
 				}
 				f.Add(one.bytes())
 			}
+			for _, e := range []extension{routingHeader(0), routingHeader(1), authHeader(), fragmentHeader(0, true), fragmentHeader(1, false)} {
+				one := syn
+				one.extensions = []extension{optionsHeader(unix.IPPROTO_HOPOPTS), e, e}
+				f.Add(one.bytes())
+				one.cut = 21
+				f.Add(one.bytes())
+			}
+		}
+		tagged := syn.bytes()
+		f.Add(append(append(tagged[:12:12], 0x81, 0, 0, 0), tagged[12:]...)) // VLAN 0: no VLAN
+		for _, n := range []int{14, 15, 33, 34, 35} {
+			f.Add(tagged[:n])
 		}
 	}
 }
 
-// FuzzPackets runs any frame through the programs of tcx. They always answer one of their results; guard lets no plain
-// SYN to a member pass; and what capture lets pass as it is, guard does not have to stop.
+func etherTypeOf(fam family) uint16 {
+	if fam.pod.Addr().Is4() {
+		return etherTypeIPv4
+	}
+	return etherTypeIPv6
+}
+
+// FuzzPackets runs any frame through the programs of tcx, under different settings. They always answer one of their
+// results; no plain SYN to a member passes capture or guard; and what capture lets pass, guard does not stop, but for
+// frames with VLAN tags.
 func FuzzPackets(f *testing.F) {
 	seeds(f)
-	b := fuzzBench(f)
+	benches := []*bench{
+		fuzzBench(f, settings{}), fuzzBench(f, settings{captureDNS: true}), fuzzBench(f, settings{captureAll: true, bypassInbound: true}),
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) < 14 || len(data) > 1500 {
 			return // the kernel takes no others in a test run
 		}
-		results := map[*ebpf.Program]uint32{}
-		err := b.ns.Do(func() error {
-			for _, prog := range []*ebpf.Program{b.Capture, b.Local, b.Guard} {
-				act, err := prog.Run(&ebpf.RunOptions{Data: data})
-				if err != nil {
-					return err
-				}
-				results[prog] = act
-			}
-			return nil
-		})
-		if errors.Is(err, unix.EINVAL) { // the kernel refuses frames that are too short for what they say they are
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if act := results[b.Capture]; act != actNext && act != actShot && act != actRedirect {
-			t.Errorf("capture: got %d", int32(act))
-		}
-		if act := results[b.Local]; act != actNext {
-			t.Errorf("local: got %d", int32(act))
-		}
-		if act := results[b.Guard]; act != actNext && act != actShot {
-			t.Errorf("guard: got %d", int32(act))
-		}
-		if isPlainSYNToMember(data) && (results[b.Guard] != actShot || results[b.Capture] == actNext) {
-			t.Errorf("a SYN to a member: capture %d, guard %d", int32(results[b.Capture]), int32(results[b.Guard]))
+		for _, b := range benches {
+			b.fuzzPacket(t, data)
 		}
 	})
 }
 
-// isPlainSYNToMember reads frames in the simplest way, so that it can be trusted: no options, no extensions, no tags.
+func (b *bench) fuzzPacket(t *testing.T, data []byte) {
+	act := map[*ebpf.Program]uint32{}
+	err := b.ns.Do(func() (err error) {
+		for _, prog := range []*ebpf.Program{b.Capture, b.Local, b.Guard} {
+			if act[prog], err = prog.Run(&ebpf.RunOptions{Data: data}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, unix.EINVAL) { // the kernel refuses frames that are too short for what they say they are
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	capture, guard := act[b.Capture], act[b.Guard]
+	if capture != actNext && capture != actShot && capture != actRedirect {
+		t.Errorf("capture: got %d", int32(capture))
+	}
+	if got := act[b.Local]; got != actNext {
+		t.Errorf("local: got %d", int32(got))
+	}
+	if guard != actNext && guard != actShot {
+		t.Errorf("guard: got %d", int32(guard))
+	}
+	if isPlainSYNToMember(data) && (guard != actShot || capture == actNext) {
+		t.Errorf("a SYN to a member: capture %d, guard %d", int32(capture), int32(guard))
+	}
+	kind := binary.BigEndian.Uint16(data[12:])
+	if isTagged := kind == unix.ETH_P_8021Q || kind == unix.ETH_P_8021AD; capture == actNext && guard == actShot && !isTagged {
+		t.Error("guard stops what capture let pass")
+	}
+}
+
+// isPlainSYNToMember reads frames in the simplest way, so that it can be trusted: no extensions, no tags.
 func isPlainSYNToMember(b []byte) bool {
 	var dst netip.Addr
 	var tcp []byte
 	switch kind := binary.BigEndian.Uint16(b[12:]); {
-	case kind == etherTypeIPv4 && len(b) >= 54 && b[14] == 0x45 && b[23] == unix.IPPROTO_TCP && binary.BigEndian.Uint16(b[20:])&0x3fff == 0:
-		dst, tcp = netip.AddrFrom4([4]byte(b[30:34])), b[34:]
-	case kind == etherTypeIPv6 && len(b) >= 74 && b[20] == unix.IPPROTO_TCP:
+	case kind == etherTypeIPv4 && len(b) >= 54 && b[14] >= 0x45 && b[14] < 0x50 && b[23] == unix.IPPROTO_TCP && binary.BigEndian.Uint16(b[20:])&0x3fff == 0:
+		dst, tcp = netip.AddrFrom4([4]byte(b[30:34])), b[min(len(b), 14+4*int(b[14]&15)):]
+	case kind == etherTypeIPv6 && len(b) >= 74 && b[14]>>4 == 6 && b[20] == unix.IPPROTO_TCP:
 		dst, tcp = netip.AddrFrom16([16]byte(b[38:54])).Unmap(), b[54:]
 	default:
+		return false
+	}
+	if len(tcp) < 20 {
 		return false
 	}
 	port := binary.BigEndian.Uint16(tcp[2:])
@@ -124,8 +164,7 @@ func FuzzLookups(f *testing.F) {
 	f.Add(uint32(unix.AF_INET), uint32(unix.IPPROTO_TCP), []byte("0123456789abcdef"), []byte("fedcba9876543210"), uint16(40000), uint16(80))
 	f.Add(uint32(unix.AF_INET6), uint32(unix.IPPROTO_UDP), []byte("0123456789abcdef"), []byte("fedcba9876543210"), uint16(40000), uint16(53))
 	f.Add(uint32(unix.AF_INET), uint32(unix.IPPROTO_TCP), []byte{127, 0, 0, 1}, []byte{127, 0, 0, 1}, uint16(1), uint16(15008))
-	testutil.RequireRoot(f)
-	b := fuzzBench(f)
+	b := fuzzBench(f, settings{captureDNS: true})
 	slots := map[uint64]bool{0: true}
 	for _, cookie := range b.fillSlots(f) {
 		slots[cookie] = true
