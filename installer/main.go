@@ -39,6 +39,7 @@ Commands:
   version    print the version
 
 "sluice-installer COMMAND --help" lists the command's flags.
+Exit codes: 0 done and all is well, 1 something is wrong, 2 a mistake in the command line.
 `
 
 func main() {
