@@ -60,9 +60,9 @@ func TestListenersHiddenAddressesAreOutOfReach(t *testing.T) {
 		addr := hidden[ipv6]
 		// The node sends everything for these addresses to the pod, as a confused or hostile one would.
 		w.host.Route(t, netip.PrefixFrom(addr, addr.BitLen()), netip.Addr{}, pod.HostIf)
-		for port := uint16(1); port <= 3; port++ {
+		for port := uint16(1); port <= 30; port += 1 + port/4 { // those in use here, and some more
 			for name, ns := range map[string]*testutil.NS{"neighbour": neighbour.NS, "host": w.host.NS, "pod": pod.NS} {
-				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				c, err := ns.DialWith(ctx, &net.Dialer{}, "tcp", netip.AddrPortFrom(addr, port).String())
 				cancel()
 				if err == nil {
@@ -72,5 +72,34 @@ func TestListenersHiddenAddressesAreOutOfReach(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestSYNFloodOfTheProxysListeners: half-open connections from addresses that answer nothing fill the listener's queue.
+// With cookies a client still gets through, and nothing gets past the proxy.
+func TestSYNFloodOfTheProxysListeners(t *testing.T) {
+	w := newWorld(t)
+	server, legacy, attacker := w.enrol(t, w.host.Pod(t, "server")), w.host.Pod(t, "legacy"), w.host.Pod(t, "attacker")
+	server.Sysctl(t, "net.ipv4.tcp_syncookies", "1")
+	server.Sysctl(t, "net.ipv4.tcp_max_syn_backlog", "16")
+	server.proxy.deliver.Store(true)
+	raw := newRawSocket(t, w.host, attacker, false)
+	eachFamily(t, func(t *testing.T, family string) {
+		app := netip.AddrPortFrom(server.Addr(family), 80)
+		server.Echo(t, "app", app.String())
+		before := cookiesSent(t, server.NS)
+		silent := map[string]netip.Addr{"4": netip.MustParseAddr("198.51.100.1"), "6": netip.MustParseAddr("2001:db8::1")}[family]
+		for i := range uint16(20000) {
+			raw.send(t, frame{src: netip.AddrPortFrom(silent, 1024+i), dst: app, flags: flagSYN})
+			if i%500 == 499 {
+				wantAnswer(t, legacy.NS, app, "app", legacy.Addr(family))
+			}
+		}
+		if got := cookiesSent(t, server.NS) - before; got == 0 {
+			t.Error("no SYN cookie was sent: the flood was none")
+		}
+	})
+	if got, direct := server.count(t, VerdictInbound), server.count(t, VerdictProbe)+server.count(t, VerdictBypassInbound); got < 80 || direct > 0 {
+		t.Errorf("to the proxy: %d, want at least 80; past it: %d", got, direct)
 	}
 }

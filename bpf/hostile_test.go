@@ -133,7 +133,7 @@ func TestMarksOfTheAppDoNotMatter(t *testing.T) {
 	client, server := w.enrol(t, w.host.Pod(t, "client")), w.host.Pod(t, "server")
 	w.mesh(t, server)
 	wire := sniff(t, w.host.NS, server.HostIf)
-	for _, mark := range []int{1, int(SteeringMark), 0x539, 0xffffffff} {
+	for _, mark := range []int{1, 0x1000, 0x2000, int(SteeringMark), 0x539, 0xffffffff} {
 		t.Run(fmt.Sprintf("%#x", mark), func(t *testing.T) {
 			eachFamily(t, func(t *testing.T, family string) {
 				addr := netip.AddrPortFrom(server.Addr(family), 80)
