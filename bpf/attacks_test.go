@@ -80,18 +80,18 @@ func (s *siege) run(t *testing.T, command string) {
 // run before, and then guard stops what they let out.
 func TestOwnFiltersDoNotLeadOut(t *testing.T) {
 	s := besiege(t)
-	s.run(t, "ip link add twin type veth peer name niwt")
+	s.run(t, "ip link add name twin type veth peer name niwt")
 	s.run(t, "ip link set twin up")
 	s.run(t, "ip link set niwt up")
-	s.run(t, "tc qdisc add dev eth0 clsact")
+	s.run(t, "tc qdisc add dev eth0 clsact") // there already where our programs are filters
+	s.run(t, "tc qdisc add dev lo clsact")
 	for _, filter := range []string{
-		"tc filter add dev eth0 egress prio 1 matchall action ok",
-		"tc filter add dev eth0 egress prio 2 matchall action pass",
-		"tc filter add dev eth0 egress prio 3 matchall action mirred egress redirect dev twin",
-		"tc filter add dev eth0 egress prio 4 matchall action pedit ex munge ip tos set 0x10",
-		"tc filter add dev lo egress prio 1 matchall action mirred egress redirect dev eth0",
+		"tc filter add dev eth0 egress prio 2 protocol all u32 match u32 0 0 flowid 1:1", // accepts, and ends the chain
+		"tc filter add dev eth0 egress prio 3 protocol all u32 match u32 0 0 action mirred egress redirect dev twin",
+		"tc filter add dev lo egress prio 3 protocol all u32 match u32 0 0 action mirred egress redirect dev eth0",
+		"tc filter add dev lo ingress prio 3 protocol all u32 match u32 0 0 action mirred egress redirect dev eth0",
 	} {
-		s.run(t, filter)
+		s.client.Run(t, strings.Fields(filter)[0], strings.Fields(filter)[1:]...)
 		eachFamily(t, func(t *testing.T, family string) { s.tryTarget(t, filter, s.client.NS, nil, family) })
 	}
 }
