@@ -243,6 +243,29 @@ func (r *resolver) asksItself(t *testing.T, server *testutil.Pod, dst netip.Addr
 	}
 }
 
+// TestResolversInThePodAreLeftAlone: at a loopback address, as systemd-resolved is, and at the pod's own.
+func TestResolversInThePodAreLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	client := w.host.Pod(t, "client")
+	w.mesh(t, client)
+	e := w.enrol(t, client, func(c *PodConfig) { c.CaptureDNS = true })
+	newResolver(t, e)
+	for _, addr := range []netip.Addr{netip.MustParseAddr("127.0.0.53"), netip.IPv6Loopback(), client.Addr4, client.Addr6} {
+		own := netip.AddrPortFrom(addr, 53)
+		serveDNS(t, client.NS, own)
+		client.Echo(t, "own", own.String())
+		for _, connected := range []bool{true, false} {
+			if answer, sender, err := query(client.NS, own, connected); err != nil || answer != "who?" || sender != own {
+				t.Errorf("%v: UDP, connected %t: got %q from %v, %v", own, connected, answer, sender, err)
+			}
+		}
+		wantAnswer(t, client.NS, own, "own", netip.Addr{})
+	}
+	if got := e.count(t, VerdictDNSCaptured) + e.count(t, VerdictDNS); got != 0 {
+		t.Errorf("captured %d queries, want none", got)
+	}
+}
+
 // TestQueriesWithoutResolverAreRefused: no slot, no answer, and nothing leaves the pod.
 func TestQueriesWithoutResolverAreRefused(t *testing.T) {
 	w := newWorld(t)
