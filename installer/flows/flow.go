@@ -33,6 +33,8 @@ type Flow struct {
 	Refused bool `json:"refused,omitempty"`
 	// Missed is how many events a slow reader lost before this one.
 	Missed uint64 `json:"missed,omitempty"`
+
+	netns uint64 // cookie
 }
 
 // Direction is "outbound" or "inbound".
@@ -48,6 +50,7 @@ func newFlow(e *bpf.FlowEvent, pod owner) Flow {
 		Namespace: pod.namespace, Pod: pod.name, UID: pod.uid,
 		Kind: e.Kind.String(), At: e.At, Local: e.Local, Remote: e.Remote, Outbound: e.Outbound, Path: e.Path.String(),
 		Sent: e.Sent, Received: e.Received, RTTMicro: e.RTT.Microseconds(), Retransmits: e.Retransmits, State: e.State,
+		netns: e.NetnsCookie,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -15,7 +16,8 @@ import (
 )
 
 const (
-	// maxOpen bounds the open flows that are kept, over all pods; those beyond are counted, not kept.
+	// maxOpen bounds the open flows that are kept, over all pods. Beyond, those that were silent for longest go: their end
+	// may be among the events that were lost.
 	maxOpen = 1 << 16
 	// maxEnded bounds the ended flows that are kept of each pod.
 	maxEnded = 64
@@ -87,7 +89,10 @@ func (t *Table) take(e *bpf.FlowEvent) {
 		delete(t.open, e.Socket)
 		list := append(t.ended[e.NetnsCookie], f)
 		t.ended[e.NetnsCookie] = list[max(0, len(list)-maxEnded):]
-	case old != nil || len(t.open) < maxOpen:
+	default:
+		if old == nil && len(t.open) >= maxOpen {
+			t.forgetSilent()
+		}
 		t.open[e.Socket] = &f
 	}
 	for s := range t.subs {
@@ -115,8 +120,21 @@ func (t *Table) ownerOf(cookie uint64) owner {
 			delete(t.ended, gone)
 		}
 	}
+	for socket, f := range t.open {
+		if _, ok := live[f.netns]; !ok && f.netns != cookie {
+			delete(t.open, socket) // its namespace ended with it, and may not have told
+		}
+	}
 	t.owners = live
 	return live[cookie]
+}
+
+// forgetSilent makes room by a quarter, so that the next time is long off.
+func (t *Table) forgetSilent() {
+	sockets := slices.SortedFunc(maps.Keys(t.open), func(a, b uint64) int { return t.open[a].At.Compare(t.open[b].At) })
+	for _, socket := range sockets[:len(sockets)/4+1] {
+		delete(t.open, socket)
+	}
 }
 
 // Snapshot returns the flows that are kept, by time.
