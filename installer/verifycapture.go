@@ -39,7 +39,7 @@ func (v *verifier) checkCapture(ctx context.Context) {
 
 // findRoute asks for the pod's route by connecting a UDP socket, which sends nothing.
 func (v *verifier) findRoute(ctx context.Context, to netip.AddrPort) error {
-	conn, err := dialInside(ctx, "udp", v.pod.Info().NetnsPath, to)
+	conn, _, err := dialInside(ctx, "udp", v.pod.Info().NetnsPath, to)
 	if err != nil {
 		return err
 	}

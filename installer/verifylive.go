@@ -11,7 +11,10 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/netns"
@@ -102,11 +105,16 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
-	conn, err := dialInside(ctx, "tcp", v.pod.Info().NetnsPath, to)
-	if err != nil {
+	conn, local, err := dialInside(ctx, "tcp", v.pod.Info().NetnsPath, to)
+	// A reset, unlike a refusal, comes from somebody who took the connection: ztunnel may be done with it before we know
+	// that it is open.
+	wasReset := errors.Is(err, unix.ECONNRESET)
+	if err != nil && !wasReset {
 		return "", v.refused(to, before, err)
 	}
-	defer func() { _ = conn.Close() }()
+	if conn != nil {
+		defer func() { _ = conn.Close() }()
+	}
 	after, err := v.pod.Verdicts()
 	if err != nil {
 		return "", err
@@ -117,17 +125,24 @@ func (v *verifier) connect(ctx context.Context, to netip.AddrPort) (detail strin
 	if after[bpf.VerdictOutbound] == before[bpf.VerdictOutbound] {
 		return "", fmt.Errorf("connect to %v: captured, but not handed to the outbound listener", to)
 	}
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetReadDeadline(deadline)
-	if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+	if !wasReset && !endsBy(ctx, conn) {
 		return "", fmt.Errorf("connect to %v: %w, but no ztunnel answered within %v: is the peer's node reachable at port 15008?", to, errPeer, liveTimeout)
 	}
-	return v.outcome(ctx, conn.LocalAddr().(*net.TCPAddr).AddrPort(), to)
+	return v.outcome(ctx, local, to)
 }
 
-// outcome asks ztunnel what became of the connection.
-func (v *verifier) outcome(ctx context.Context, local, to netip.AddrPort) (string, error) {
-	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+// endsBy reports whether the other side ends the connection before ctx does.
+func endsBy(ctx context.Context, conn net.Conn) bool {
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetReadDeadline(deadline)
+	_, err := conn.Read(make([]byte, 1))
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// outcome asks ztunnel what became of the connection from the port local.
+func (v *verifier) outcome(ctx context.Context, local uint16, to netip.AddrPort) (string, error) {
+	began := time.Now().Add(-liveTimeout)
+	own := v.pod.Info().Addresses
 	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		var list []endedConn
 		if err := admin(ctx, v.adminAddress, "/debug/connections", &list); err != nil {
@@ -135,7 +150,7 @@ func (v *verifier) outcome(ctx context.Context, local, to netip.AddrPort) (strin
 		}
 		for _, c := range slices.Backward(list) {
 			switch {
-			case c.Src != local || c.Direction != "outbound":
+			case c.Src.Port() != local || !slices.Contains(own, c.Src.Addr().Unmap()) || c.Direction != "outbound" || c.At.Before(began):
 			case c.Verdict == "refused-hidden-address":
 				return "captured, handed to ztunnel, and refused there as it must be", nil
 			case c.Verdict == "refused-by-peer":
@@ -176,18 +191,45 @@ func or(s, other string) string {
 	return s
 }
 
-// dialInside connects from a network namespace, by one family and without MPTCP.
-func dialInside(ctx context.Context, network, path string, to netip.AddrPort) (conn net.Conn, err error) {
+// dialInside connects from a network namespace, by one family and without MPTCP. The local port is known also if that
+// fails.
+func dialInside(ctx context.Context, network, path string, to netip.AddrPort) (conn net.Conn, local uint16, err error) {
 	ns, err := netns.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer func() { _ = ns.Close() }()
-	d := net.Dialer{FallbackDelay: -1}
+	d := net.Dialer{FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error {
+		var bindErr error
+		err := c.Control(func(fd uintptr) { local, bindErr = bindAny(int(fd), to.Addr().Is4()) })
+		return errors.Join(err, bindErr)
+	}}
 	d.SetMultipathTCP(false)
 	err = ns.Do(func() (err error) {
 		conn, err = d.DialContext(ctx, network, to.String())
 		return err
 	})
-	return conn, err
+	return conn, local, err
+}
+
+// bindAny has the kernel choose the socket's port now. The address it chooses when the socket connects.
+func bindAny(fd int, is4 bool) (port uint16, err error) {
+	var unbound unix.Sockaddr = &unix.SockaddrInet6{}
+	if is4 {
+		unbound = &unix.SockaddrInet4{}
+	}
+	if err := unix.Bind(fd, unbound); err != nil {
+		return 0, fmt.Errorf("bind: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, fmt.Errorf("getsockname: %w", err)
+	}
+	switch name := name.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(name.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(name.Port), nil
+	}
+	return 0, fmt.Errorf("getsockname: %T", name)
 }
