@@ -187,6 +187,13 @@ func TestVerify(t *testing.T) {
 	wantFailure("without agent", "FAILED agent", "is not running")
 	m.clearSlot(0, m.client, bpf.SlotOutbound6)
 	wantFailure("without socket", "FAILED listeners slot outbound6 is empty", "FAILED live IPv6", "the pod's slot is empty", "ok rule", "ok live IPv4")
+	// The ztunnel that why asks by default is gone.
+	if a := m.why("client", echoOf(m.server, 6).String()); a.Encrypted != "no" || !strings.Contains(a.Refused, "slot outbound6") {
+		t.Errorf("why, without socket: got %+v", a)
+	}
+	if a := m.why("client", echoOf(m.server, 4).String()); a.Encrypted != "unknown" || !strings.Contains(a.Because, "does not leave in clear") {
+		t.Errorf("why, without ztunnel: got %+v", a)
+	}
 	inside(m.client).Run(t, "ip", "rule", "del", "priority", "500")
 	wantFailure("without rule", "FAILED rule no IPv4 rule 500", "ok route", "FAILED live IPv4", "did not come back into the pod")
 	m.detachByHand(0, m.client)
