@@ -97,6 +97,14 @@ static __always_inline bool is_owner(struct bpf_sock *sk, const struct flow *flo
 	       sk->dst_ip6[2] == dst->word[2] && sk->dst_ip6[3] == dst->word[3];
 }
 
+/* True if the socket of this very connection sends skb. */
+static __always_inline bool is_own_segment(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct bpf_sock *sk = sender(skb);
+
+	return sk && is_owner(sk, flow);
+}
+
 static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
 {
 	return a->sport == b->sport && a->dport == b->dport && same_address(&a->dst, &b->dst) &&
@@ -274,7 +282,8 @@ static __always_inline struct decision untagged_segment(struct __sk_buff *skb,
 		return (struct decision){VERDICT_PROBE_REPLY, TAG_PASS};
 	if (bpf_map_lookup_elem(&grandfathered, &from_peer))
 		return (struct decision){VERDICT_GRANDFATHERED, TAG_PASS};
-	if (bypass_inbound)
+	/* The app's side of a connection that dispatch left alone, or its SYN-ACK and resets; no packet by hand. */
+	if (bypass_inbound && (!packet->payload || is_own_segment(skb, &packet->flow)))
 		return (struct decision){VERDICT_BYPASS_REPLY, TAG_PASS};
 	/* Nothing to protect in it, and refusals depend on it. */
 	if (!packet->payload)

@@ -71,20 +71,23 @@ func TestKubeletsOwnCgroupIsFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const own = "system.slice/kubelet.service"
+	const own, host = "system.slice/kubelet.service", "host:[1]"
 	for _, c := range []struct {
 		name, comm, netns, cgroup, root string
 		procs                           string
 		want                            string
+		pid, mnt                        string // not the host's, if set
 	}{
-		{"own", "kubelet", netns, "1:cpu:/x\n0::/" + own, "/", "7\n", own},
-		{"own, seen from a cgroup namespace", "kubelet", netns, "0::/../../" + own, "/../..", "7\n", own},
-		{"the root", "kubelet", netns, "0::/", "/", "7\n", ""},
-		{"outside of the mount", "kubelet", netns, "0::/" + own, "/kubepods", "7\n", ""},
-		{"not listed there", "kubelet", netns, "0::/" + own, "/", "71\n17\n", ""},
-		{"another program", "kubelet2", netns, "0::/" + own, "/", "7\n", ""},
-		{"a pod's process of that name", "kubelet", "net:[1]", "0::/" + own, "/", "7\n", ""},
-		{"cgroup v1 only", "kubelet", netns, "1:cpu:/x\n", "/", "7\n", ""},
+		{name: "hostNetwork pod's", comm: "kubelet", netns: netns, cgroup: "0::/" + own, root: "/", procs: "7\n", mnt: "pod:[2]"},
+		{name: "hostNetwork pod's, processes of its own", comm: "kubelet", netns: netns, cgroup: "0::/" + own, root: "/", procs: "7\n", pid: "pod:[2]"},
+		{"own", "kubelet", netns, "1:cpu:/x\n0::/" + own, "/", "7\n", own, "", ""},
+		{"own, seen from a cgroup namespace", "kubelet", netns, "0::/../../" + own, "/../..", "7\n", own, "", ""},
+		{"the root", "kubelet", netns, "0::/", "/", "7\n", "", "", ""},
+		{"outside of the mount", "kubelet", netns, "0::/" + own, "/kubepods", "7\n", "", "", ""},
+		{"not listed there", "kubelet", netns, "0::/" + own, "/", "71\n17\n", "", "", ""},
+		{"another program", "kubelet2", netns, "0::/" + own, "/", "7\n", "", "", ""},
+		{"a pod's process of that name", "kubelet", "net:[1]", "0::/" + own, "/", "7\n", "", "", ""},
+		{"cgroup v1 only", "kubelet", netns, "1:cpu:/x\n", "/", "7\n", "", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			proc, mount := t.TempDir(), cgroupMount{t.TempDir(), c.root}
@@ -98,8 +101,13 @@ func TestKubeletsOwnCgroupIsFound(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := errors.Join(os.Mkdir(filepath.Join(proc, "7/ns"), 0o700), os.Symlink(c.netns, filepath.Join(proc, "7/ns/net"))); err != nil {
-				t.Fatal(err)
+			for link, id := range map[string]string{
+				"7/ns/net": c.netns, "7/ns/pid": orElse(c.pid, host), "7/ns/mnt": orElse(c.mnt, host), "1/ns/pid": host, "1/ns/mnt": host,
+			} {
+				path := filepath.Join(proc, link)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink(id, path)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			want := ""
 			if c.want != "" {
@@ -128,4 +136,11 @@ func TestOnlyTheHierarchysRootIsTheRoot(t *testing.T) {
 	if _, err := cgroupID("/"); err == nil || err.Error() != fmt.Sprintf("%q is not a cgroup2 folder", "/") {
 		t.Errorf("got %v", err)
 	}
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }

@@ -44,13 +44,16 @@ func (n *Node) hasTrace(id string) bool {
 func (n *Node) detachLocked(id string, lock *podLock) error {
 	errs := []error{takeDown(lock.newDir()), takeDown(lock.oldDir())}
 	dir := filepath.Join(n.root, podsDir, id)
-	if info, err := readInfoPin(filepath.Join(dir, infoMap)); err == nil { // else the next AttachHost does it
-		errs = append(errs, n.unregister(&info))
-	}
+	info, unread := readInfoPin(filepath.Join(dir, infoMap))
 	err := os.Rename(dir, lock.oldDir())
 	if errors.Is(err, os.ErrNotExist) {
 		return errors.Join(errs...)
 	}
 	fault("off the list")
-	return errors.Join(append(errs, err, takeDown(lock.oldDir()))...)
+	errs = append(errs, err, takeDown(lock.oldDir()))
+	// Last: host probes reach the app for as long as dispatch is there. What a crash leaves, the next AttachHost removes.
+	if unread == nil && err == nil {
+		errs = append(errs, n.unregister(&info))
+	}
+	return errors.Join(errs...)
 }

@@ -16,7 +16,7 @@ const kubeletName = "kubelet"
 // calling thread's network namespace, or if its cgroup is the root or cannot be seen: then nothing tells its connections
 // from those of other processes of the host.
 func kubeletCgroup(proc string, mount cgroupMount) string {
-	host, err := os.Readlink("/proc/thread-self/ns/net")
+	host, err := hostNamespaces(proc)
 	if err != nil {
 		return ""
 	}
@@ -32,8 +32,8 @@ func kubeletCgroup(proc string, mount cgroupMount) string {
 		if name, err := os.ReadFile(filepath.Join(dir, "comm")); err != nil || strings.TrimSpace(string(name)) != kubeletName {
 			continue
 		}
-		// A pod may call its processes what it likes.
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/net")); err != nil || ns != host {
+		// A pod may call its processes what it likes, and may be on the host's network.
+		if !inNamespaces(dir, host) {
 			continue
 		}
 		if path := ownCgroup(dir, e.Name(), mount); path != "" {
@@ -41,6 +41,33 @@ func kubeletCgroup(proc string, mount cgroupMount) string {
 		}
 	}
 	return ""
+}
+
+// hostNamespaces are those that kubelet is in: the calling thread's network, and the processes and mounts of process 1,
+// or our own where those of process 1 cannot be read.
+func hostNamespaces(proc string) (map[string]string, error) {
+	net, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{"net": net}
+	for _, name := range []string{"pid", "mnt"} {
+		if all[name], err = os.Readlink(filepath.Join(proc, "1/ns", name)); err != nil {
+			if all[name], err = os.Readlink("/proc/self/ns/" + name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return all, nil
+}
+
+func inNamespaces(procDir string, want map[string]string) bool {
+	for name, id := range want {
+		if ns, err := os.Readlink(filepath.Join(procDir, "ns", name)); err != nil || ns != id {
+			return false
+		}
+	}
+	return true
 }
 
 // ownCgroup believes the folder only if the process is listed there.

@@ -180,7 +180,7 @@ func TestBypassLeavesInboundToTheApp(t *testing.T) {
 		}
 		for flags, want := range map[byte]Verdict{flagACK: VerdictBypassReply, flagSYN | flagACK: VerdictBypassReply, flagRST: VerdictBypassReply, flagSYN: VerdictCaptured} {
 			t.Run(fmt.Sprint(f.name, " capture ", want, flags), func(t *testing.T) {
-				seg := frame{src: f.pod, dst: f.member, flags: flags, payload: []byte("x")}
+				seg := frame{src: f.pod, dst: f.member, flags: flags}
 				act := uint32(actNext)
 				if want == VerdictCaptured {
 					act = actRedirect
@@ -191,5 +191,11 @@ func TestBypassLeavesInboundToTheApp(t *testing.T) {
 				network.wantCounted(t, want)
 			})
 		}
+		// Payload needs the app's own socket: what is made by hand is stray, here as elsewhere.
+		stray := frame{src: f.pod, dst: f.member, flags: flagACK, payload: []byte("x")}
+		if got := network.packet(t, network.Capture, stray.bytes(), 0); got.act != actShot {
+			t.Errorf("%s payload without a socket: got %d, want %d", f.name, int32(got.act), int32(actShot))
+		}
+		network.wantCounted(t, VerdictDropStray)
 	}
 }
