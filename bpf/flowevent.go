@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -32,13 +33,26 @@ func (e *FlowEvent) decode(b []byte) error {
 	return nil
 }
 
-// wallClock turns a kernel time (bpf_ktime_get_ns) into that of the clock on the wall, as it goes now.
+// clock keeps the difference between the kernel's time and the clock on the wall for a while.
+var clock struct {
+	sync.Mutex
+	read   time.Time
+	offset int64 // wall clock minus kernel time, ns
+}
+
+// wallClock turns a kernel time (bpf_ktime_get_ns) into that of the clock on the wall, as it went within the last second.
 func wallClock(ktime uint64) time.Time {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return time.Now()
+	clock.Lock()
+	defer clock.Unlock()
+	now := time.Now()
+	if clock.read.IsZero() || now.Sub(clock.read) > time.Second {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+			return now
+		}
+		clock.read, clock.offset = now, now.UnixNano()-ts.Nano()
 	}
-	return time.Now().Add(time.Duration(int64(ktime) - ts.Nano()))
+	return time.Unix(0, int64(ktime)+clock.offset)
 }
 
 // addrPort is the other way of newAddress.

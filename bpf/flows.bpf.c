@@ -165,6 +165,16 @@ static __always_inline void count_bytes(struct bpf_sock_ops *ctx, struct flow_st
 		event->received--;
 }
 
+/* Waking the reader for each event would cost a connection more than all the rest here: it looks by itself every so
+ * often, and is woken only before the ring gets full.
+ */
+static __always_inline __u64 wakeup(void)
+{
+	return bpf_ringbuf_query(&flow_events, BPF_RB_AVAIL_DATA) < FLOW_EVENTS_BYTES / 4
+		       ? BPF_RB_NO_WAKEUP
+		       : BPF_RB_FORCE_WAKEUP;
+}
+
 static __always_inline void tell(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 				 struct flow_state *state, enum flow_kind kind, __u32 tcp_state)
 {
@@ -194,7 +204,7 @@ static __always_inline void tell(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 		state->path = path_of(sk, &event->flow, state->outbound);
 	event->path = state->path;
 	count_bytes(ctx, state, event, tcp_state);
-	bpf_ringbuf_submit(event, 0);
+	bpf_ringbuf_submit(event, wakeup());
 }
 
 static __always_inline void opened(struct bpf_sock_ops *ctx, struct bpf_sock *sk, bool outbound)

@@ -3,8 +3,11 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -99,7 +102,13 @@ type FlowReader struct {
 	node   *Node
 	events *ringbuf.Reader
 	record ringbuf.Record
+
+	mu       sync.Mutex
+	deadline time.Time
 }
+
+// flowLatency is how late Read may be: the kernel wakes it only when events pile up.
+const flowLatency = 100 * time.Millisecond
 
 // Flows returns a reader of the connections' events. The kernel hands each event out once: a node has one reader at a
 // time, and what happened while it had none comes first, as much as had room. The caller closes the reader, before n.
@@ -116,15 +125,34 @@ func (n *Node) Flows() (*FlowReader, error) {
 
 // Read waits for the next event. After Close it returns an error wrapping [os.ErrClosed], past the deadline one wrapping
 // [os.ErrDeadlineExceeded].
+//
+// An event may be read up to 0.1 s after it happened.
 func (r *FlowReader) Read(e *FlowEvent) error {
-	if err := r.events.ReadInto(&r.record); err != nil {
-		return fmt.Errorf("read flow: %w", err)
+	for {
+		r.events.SetDeadline(time.Now().Add(flowLatency))
+		err := r.events.ReadInto(&r.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) && !r.isPastDeadline() {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read flow: %w", err)
+		}
+		return e.decode(r.record.RawSample)
 	}
-	return e.decode(r.record.RawSample)
 }
 
-// SetDeadline bounds the time that Read waits. The zero time means no bound.
-func (r *FlowReader) SetDeadline(t time.Time) { r.events.SetDeadline(t) }
+func (r *FlowReader) isPastDeadline() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.deadline.IsZero() && !time.Now().Before(r.deadline)
+}
+
+// SetDeadline bounds the time that Read waits, to 0.1 s or so. The zero time means no bound.
+func (r *FlowReader) SetDeadline(t time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deadline = t
+}
 
 // Close wakes Read. Events that nobody read wait for the next reader.
 func (r *FlowReader) Close() error { return r.events.Close() }
