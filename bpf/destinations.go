@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -16,11 +18,103 @@ import (
 // Its use by one writer and any number of readers is safe; it outlives the writer.
 type Destinations struct {
 	set, complete *ebpf.Map
+	dir           string // of the pins
+	owned         bool   // the maps are not a Node's
 }
 
 // Destinations returns the set of n. It is valid until n is closed.
 func (n *Node) Destinations() *Destinations {
-	return &Destinations{set: n.maps.Destinations, complete: n.maps.Complete}
+	return &Destinations{set: n.maps.Destinations, complete: n.maps.Complete, dir: filepath.Join(n.root, nodeDir)}
+}
+
+// OpenDestinations returns the set that is pinned below root, of whatever size: unlike [OpenNode] it also opens what an
+// agent of another release made. It wraps [ErrNotLoaded] if there is none, or while an agent replaces it. The caller
+// closes the set.
+func OpenDestinations(root string) (*Destinations, error) {
+	d, err := openDestinations(root)
+	if err != nil {
+		return nil, fmt.Errorf("open destinations below %q: %w", root, err)
+	}
+	return d, nil
+}
+
+func openDestinations(root string) (_ *Destinations, err error) {
+	if _, err := readSettings(root); err != nil {
+		return nil, err
+	}
+	spec, err := captureSpec()
+	if err != nil {
+		return nil, err
+	}
+	d := &Destinations{dir: filepath.Join(root, nodeDir), owned: true}
+	for name, m := range d.byName() {
+		if *m, err = openResized(filepath.Join(d.dir, name), spec.Maps[name]); err != nil {
+			return nil, errors.Join(fmt.Errorf("map %q: %w", name, err), d.Close())
+		}
+	}
+	// An agent that replaces maps first takes away the pin of complete: while it stays, the two belong together.
+	current, err := d.IsCurrent()
+	if err == nil && !current {
+		err = fmt.Errorf("%w: its maps are being replaced", ErrNotLoaded)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// byName's keys are the names of the pins.
+func (d *Destinations) byName() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{captureMapDestinations: &d.set, captureMapComplete: &d.complete}
+}
+
+// Close lets go of what OpenDestinations opened. The set of a Node is closed with that.
+func (d *Destinations) Close() error {
+	if !d.owned {
+		return nil
+	}
+	return errors.Join(d.set.Close(), d.complete.Close()) // of nil too
+}
+
+// IsCurrent tells whether d is what is pinned. It is not once an agent has given the node's maps successors: programs
+// that it attaches read those, and d must be opened again.
+func (d *Destinations) IsCurrent() (bool, error) {
+	for name, m := range d.byName() {
+		same, err := isPinnedAt(filepath.Join(d.dir, name), *m)
+		if err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func isPinnedAt(path string, m *ebpf.Map) (bool, error) {
+	pinned, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("pin %q: %w", path, err)
+	}
+	defer func() { _ = pinned.Close() }()
+	there, err := mapID(pinned)
+	if err != nil {
+		return false, fmt.Errorf("pin %q: %w", path, err)
+	}
+	ours, err := mapID(m)
+	return there == ours, err
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, errors.New("the kernel does not tell the id of a map")
+	}
+	return id, nil
 }
 
 // Add puts addresses into the set. IPv4 and IPv4-mapped IPv6 addresses are the same. If one does not fit, the set is

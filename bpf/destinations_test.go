@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -44,6 +45,54 @@ func TestDestinations(t *testing.T) {
 		if got, err := d.Complete(); got != want || err != nil {
 			t.Errorf("complete: got %v, %v, want %v", got, err, want)
 		}
+	}
+}
+
+// TestSuccessorOfDestinationsIsFound: who filled the set before an upgrade of the agent, or its rollback, can go on.
+func TestSuccessorOfDestinationsIsFound(t *testing.T) {
+	w := newWorld(t)
+	root := filepath.Join(filepath.Dir(w.root), "older")
+	held := oldNode(t, root).Destinations()
+	wantCurrent(t, "before", held, true)
+	older, err := OpenDestinations(root) // of another size than this release's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = older.Close() }()
+	wantCurrent(t, "opened before", older, true)
+
+	complete := filepath.Join(root, nodeDir, captureMapComplete)
+	if err := startAnew(complete); err != nil { // an agent dies here
+		t.Fatal(err)
+	}
+	wantCurrent(t, "half-way", held, false)
+	if _, err := OpenDestinations(root); !errors.Is(err, ErrNotLoaded) {
+		t.Errorf("half-way: got %v, want %v", err, ErrNotLoaded)
+	}
+	now, err := LoadNode(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = now.Close() }()
+	wantCurrent(t, "after", older, false)
+	next, err := OpenDestinations(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = next.Close() }()
+	wantCurrent(t, "opened again", next, true)
+	if err := next.SetComplete(true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := now.Destinations().Complete(); err != nil || !got {
+		t.Errorf("complete: got %v, %v, want true", got, err)
+	}
+}
+
+func wantCurrent(t *testing.T, when string, d *Destinations, want bool) {
+	t.Helper()
+	if got, err := d.IsCurrent(); err != nil || got != want {
+		t.Errorf("%s: current: got %v, %v, want %v", when, got, err, want)
 	}
 }
 

@@ -38,7 +38,7 @@ func migrateNode(root string, specs map[string]*ebpf.MapSpec) (migrated bool, er
 	if len(outdated) == 0 {
 		return false, nil
 	}
-	if err := startAnew(dir, specs[captureMapComplete]); err != nil {
+	if err := startAnew(filepath.Join(dir, captureMapComplete)); err != nil {
 		return false, err
 	}
 	for _, name := range outdated {
@@ -65,18 +65,25 @@ func isOutdated(path string, spec *ebpf.MapSpec) (bool, error) {
 	return spec.Compatible(m) != nil, nil
 }
 
-// startAnew says of the set of destinations that it is incomplete, in the map that old programs read and in a new one.
-func startAnew(dir string, spec *ebpf.MapSpec) error {
-	path := filepath.Join(dir, captureMapComplete)
+// startAnew says of the set of destinations that it is incomplete, in the map that old programs read, and takes that
+// map's pin away: LoadNode makes a new one last of all. Until then nobody who fills the set can open it, so nobody calls
+// the new set complete for having filled the old.
+func startAnew(path string) error {
 	old, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err == nil {
 		err = old.Put(uint32(0), make([]byte, old.ValueSize()))
 		_ = old.Close()
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
 		return fmt.Errorf("set destinations incomplete: %w", err)
 	}
-	return replacePin(path, spec, func(*ebpf.Map) error { return nil })
+	return nil
 }
 
 // succeed puts a map of spec's shape in the place of a pinned one, with its entries.

@@ -59,8 +59,9 @@ type Node struct {
 // closes the Node; the pins stay.
 //
 // Maps whose shape an older release made are replaced, and the programs of attached pods with them, in place; the set of
-// destinations is then incomplete until somebody completes it. Processes that opened the node before must open it again.
-// Pins of a newer release are an error wrapping [ErrNewerRelease], and untouched.
+// destinations is then incomplete until somebody completes it. Processes that opened the node before must open it
+// again; for who only fills the destinations, [OpenDestinations] is enough. Pins of a newer release are an error wrapping
+// [ErrNewerRelease], and untouched.
 func LoadNode(root string, opts ...Option) (*Node, error) {
 	n, err := loadNode(root, opts)
 	if err != nil {
@@ -163,6 +164,23 @@ func openNode(root string, open func(string, *ebpf.MapSpec) (*ebpf.Map, error)) 
 
 // openPinned opens a map that must be there.
 func openPinned(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := openResized(path, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Compatible(m); err != nil {
+		_ = m.Close()
+		return nil, otherVersion(path, err)
+	}
+	return m, nil
+}
+
+func otherVersion(path string, err error) error {
+	return fmt.Errorf("pin %q is of another version: %w", path, err)
+}
+
+// openResized opens a map that must be there, but may be for more or fewer entries than spec says.
+func openResized(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w (no pin %q)", ErrNotLoaded, path)
@@ -170,9 +188,11 @@ func openPinned(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.Compatible(m); err != nil {
+	resized := spec.Copy()
+	resized.MaxEntries = m.MaxEntries()
+	if err := resized.Compatible(m); err != nil {
 		_ = m.Close()
-		return nil, fmt.Errorf("pin %q is of another version: %w", path, err)
+		return nil, otherVersion(path, err)
 	}
 	return m, nil
 }

@@ -24,12 +24,16 @@ type captureSet interface {
 	// SetComplete says whether an address that is not in the set is known to be outside the mesh. While false the
 	// kernel captures everything.
 	SetComplete(bool) error
+	// IsCurrent is false once an agent of another release has put a successor in the set's place.
+	IsCurrent() (bool, error)
+	Close() error
 }
 
 // destinations keeps the kernel's set equal to what discovery wants captured. It is the set's writer; during an upgrade
 // there are two, which agree because both follow the same control plane and the old one stops when it drains.
 type destinations struct {
 	set   captureSet
+	open  func() (captureSet, error) // the successor of set
 	want  func() discovery.CaptureSet
 	size  prometheus.Gauge
 	log   *slog.Logger
@@ -50,7 +54,7 @@ func (d *destinations) run(ctx context.Context, changes *discovery.Subscription)
 	defer audit.Stop()
 	for {
 		var again <-chan time.Time
-		if err := d.sync(); err != nil {
+		if err := d.pass(); err != nil {
 			d.log.Error("addresses to capture are not up to date", "error", err, "retry", wait)
 			d.have = nil // what is in the set is unknown now
 			again = time.After(wait)
@@ -66,6 +70,39 @@ func (d *destinations) run(ctx context.Context, changes *discovery.Subscription)
 			d.have = nil
 		}
 	}
+}
+
+// pass makes the set that is in force equal to want. Whether it still is in force is asked when all of it is read.
+func (d *destinations) pass() error {
+	if d.have == nil {
+		if err := d.follow(); err != nil {
+			return err
+		}
+	}
+	return d.sync()
+}
+
+// follow goes over to the set's successor if it has one. Nobody keeps the old one any more, so programs that still read
+// it are told to capture everything; also while the successor cannot be opened.
+func (d *destinations) follow() error {
+	current, err := d.set.IsCurrent()
+	if err != nil {
+		return fmt.Errorf("look for successors of destinations: %w", err)
+	}
+	if current {
+		return nil
+	}
+	if err := d.set.SetComplete(false); err != nil {
+		return fmt.Errorf("leave old destinations: %w", err)
+	}
+	next, err := d.open()
+	if err != nil {
+		return fmt.Errorf("everything is captured: the agent replaced the set of destinations: %w", err)
+	}
+	d.log.Info("the agent replaced the set of destinations; following")
+	_ = d.set.Close()
+	d.set, d.complete = next, false
+	return nil
 }
 
 // sync makes the set equal to want.

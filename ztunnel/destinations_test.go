@@ -25,6 +25,8 @@ type fakeSet struct {
 	addrs  map[netip.Addr]bool
 	events []string
 	fail   error
+	stale  bool // an agent replaced it
+	asked  bool // whether it is
 }
 
 func (s *fakeSet) note(event string, addrs ...netip.Addr) {
@@ -69,6 +71,20 @@ func (s *fakeSet) SetComplete(complete bool) error {
 	}
 	s.note(event)
 	return s.fail
+}
+
+func (s *fakeSet) IsCurrent() (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = true
+	return !s.stale, s.fail
+}
+
+func (s *fakeSet) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note("close")
+	return nil
 }
 
 // history returns the events so far and forgets them.
@@ -170,4 +186,60 @@ func TestDestinationsConvergeWithAnotherWriter(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestDestinationsFollowTheirSuccessor: an agent of another release replaces the set while ztunnel runs.
+func TestDestinationsFollowTheirSuccessor(t *testing.T) {
+	want := discovery.CaptureSet{Addrs: addrs("10.0.0.1"), Complete: true}
+	d, old := newDestinations(t, &want)
+	_, next := newDestinations(t, &want, "10.0.0.9")
+	failed := errors.New("being replaced")
+	d.open = func() (captureSet, error) { return next, failed }
+	step := func(name, inOld, inNext string, wantErr error) {
+		t.Helper()
+		if err := d.pass(); !errors.Is(err, wantErr) {
+			t.Errorf("%s: got %v, want %v", name, err, wantErr)
+		}
+		if a, b := old.history(), next.history(); a != inOld || b != inNext {
+			t.Errorf("%s: got %q and %q, want %q and %q", name, a, b, inOld, inNext)
+		}
+	}
+	step("first pass", "add 10.0.0.1, remove, complete", "", nil)
+	old.stale, d.have = true, nil
+	step("not there yet", "incomplete", "", failed)
+	failed = nil
+	step("there", "incomplete, close", "add 10.0.0.1, remove 10.0.0.9, complete", nil)
+	d.have = nil
+	step("an audit", "", "add, remove, complete", nil)
+}
+
+func TestDestinationsLookForASuccessor(t *testing.T) {
+	want := discovery.CaptureSet{Addrs: addrs("10.0.0.1"), Complete: true}
+	for name, set := range map[string]func(*destinations, *fakeSet){
+		"at an audit":    func(d *destinations, _ *fakeSet) { d.audit = time.Millisecond },
+		"after an error": func(d *destinations, s *fakeSet) { d.retry, s.fail = time.Millisecond, errors.New("map is full") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, old := newDestinations(t, &want)
+			_, next := newDestinations(t, &want)
+			d.open = func() (captureSet, error) { return next, nil }
+			set(d, old)
+			go d.run(t.Context(), discovery.NewStore().Subscribe())
+			testutil.Eventually(t, 5*time.Second, func() error {
+				old.mu.Lock()
+				defer old.mu.Unlock()
+				if !old.asked {
+					return errors.New("no pass yet")
+				}
+				old.fail, old.stale = nil, true
+				return nil
+			})
+			testutil.Eventually(t, 5*time.Second, func() error {
+				if list, _ := next.List(); len(list) != 1 {
+					return errors.New("not filled yet")
+				}
+				return nil
+			})
+		})
+	}
 }

@@ -91,7 +91,9 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 
 func (z *ztunnel) keepDestinations(ctx context.Context, node *bpf.Node) {
 	d := destinations{
-		set: node.Destinations(), size: z.metrics.Destinations, log: telemetry.Scope(z.log, "datapath"),
+		set:  node.Destinations(),
+		open: func() (captureSet, error) { return bpf.OpenDestinations(z.config.PinRoot) },
+		size: z.metrics.Destinations, log: telemetry.Scope(z.log, "datapath"),
 		want: func() discovery.CaptureSet {
 			set := z.store.CaptureSet(z.config.Network)
 			// Connections to these are refused here rather than sent out, which is also how the command line tests capture.
