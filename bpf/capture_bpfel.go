@@ -21,6 +21,7 @@ type captureAddress struct {
 type captureExcludedNetwork struct {
 	_       structs.HostLayout
 	Prefix  uint32
+	Family  uint32
 	Address captureAddress
 }
 

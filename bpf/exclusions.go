@@ -110,14 +110,15 @@ func (m *exclusionMaps) fill(e Exclusions) error {
 // network is struct excluded_network.
 type network struct {
 	Prefix  uint32
+	Family  uint32
 	Address [16]byte
 }
 
-// networkKey is a network among IPv6 addresses, where IPv4 ones are mapped.
+// networkKey is a network as the programs know it: IPv4 addresses are mapped to IPv6.
 func networkKey(p netip.Prefix) network {
-	key := network{Prefix: uint32(p.Bits()), Address: p.Addr().As16()}
+	key := network{Prefix: 32 + uint32(p.Bits()), Family: 6, Address: p.Masked().Addr().As16()}
 	if p.Addr().Is4() {
-		key.Prefix += 96
+		key.Prefix, key.Family = key.Prefix+96, 4
 	}
 	return key
 }

@@ -82,6 +82,26 @@ func TestExclusionsCoverWhatThePodsProgramsPass(t *testing.T) {
 	}
 }
 
+// TestExclusionsOfOneFamilyLeaveTheOther: also where IPv4 addresses, mapped, lie inside an IPv6 network.
+func TestExclusionsOfOneFamilyLeaveTheOther(t *testing.T) {
+	for _, cidr := range []string{"::/0", "::/64", "::/80", "::ffff:0:0:0/95", "0.0.0.0/0"} {
+		e := Exclusions{CIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}
+		b := newBenchWith(t, settings{captureAll: true}, e)
+		b.fillSlots(t)
+		for _, f := range bothFamilies {
+			for _, dst := range []netip.AddrPort{f.member, f.stranger} {
+				want := VerdictCaptured
+				if e.Covers(dst) {
+					want = VerdictExcluded
+				}
+				b.packet(t, b.Capture, frame{src: f.pod, dst: dst, flags: flagSYN}.bytes(), 0)
+				t.Logf("%s: %v: want %v", cidr, dst, want)
+				b.wantCounted(t, want)
+			}
+		}
+	}
+}
+
 func TestBadExclusionsAreNamed(t *testing.T) {
 	var many Exclusions
 	for range MaxExclusions + 1 {

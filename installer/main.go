@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -129,6 +130,8 @@ func (fs *flagSet) parse(args []string, validate func() error) error {
 	switch wanted := strings.Fields(fs.operands); {
 	case len(fs.given) > len(wanted):
 		errs = append(errs, fmt.Errorf("unexpected argument %q", fs.given[len(wanted)]))
+	case slices.Contains(fs.given, ""):
+		errs = append(errs, fmt.Errorf("%s: is empty", wanted[slices.Index(fs.given, "")]))
 	case len(fs.given) < len(wanted):
 		errs = append(errs, fmt.Errorf("%s is missing", wanted[len(fs.given)]))
 	}

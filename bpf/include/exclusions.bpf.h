@@ -14,10 +14,11 @@
  * the sizes.
  */
 struct excluded_network {
-	__u32 prefix; /* bits of address that count, of 128 */
+	__u32 prefix; /* bits of what follows that count: all of family, and of address */
+	__u32 family; /* 4 or 6: no network of IPv6 addresses holds IPv4 ones, mapped as they are */
 	struct address address;
 };
-_Static_assert(sizeof(struct excluded_network) == 20, "excluded_network has padding");
+_Static_assert(sizeof(struct excluded_network) == 24, "excluded_network has padding");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -39,7 +40,8 @@ volatile const bool has_exclusions = false;
 
 static __always_inline bool is_excluded_address(const struct address *dst)
 {
-	struct excluded_network key = {.prefix = 128, .address = *dst};
+	struct excluded_network key = {
+		.prefix = 32 + 128, .family = is_v4(dst) ? 4 : 6, .address = *dst};
 
 	return has_exclusions && bpf_map_lookup_elem(&excluded_networks, &key);
 }

@@ -96,7 +96,7 @@ func parseBool(v string) (bool, error) {
 // ParseCIDRs reads a comma-separated list of CIDRs and addresses; the list is in order and without doubles. An empty one
 // is none.
 func ParseCIDRs(list string) ([]netip.Prefix, error) {
-	cidrs, err := parseList(list, "a CIDR or an address such as 10.0.0.0/8 or 2001:db8::1", func(word string) (netip.Prefix, bool) {
+	cidrs, err := parseList(list, "a CIDR or an address such as 10.0.0.0/8 or 2001:db8::1, with nothing behind its length", func(word string) (netip.Prefix, bool) {
 		p, err := netip.ParsePrefix(word)
 		if err != nil {
 			a, aerr := netip.ParseAddr(word)
@@ -105,7 +105,8 @@ func ParseCIDRs(list string) ([]netip.Prefix, error) {
 			}
 			p = netip.PrefixFrom(a, a.BitLen())
 		}
-		return p.Masked(), !p.Addr().Is4In6()
+		// With bits behind its length it is more likely a mistyped length than meant.
+		return p, p == p.Masked() && !p.Addr().Is4In6()
 	})
 	slices.SortFunc(cidrs, func(a, b netip.Prefix) int {
 		if c := a.Addr().Compare(b.Addr()); c != 0 {

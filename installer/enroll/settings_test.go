@@ -23,7 +23,7 @@ func TestAnnotationsTakeThePlaceOfTheNodesSettings(t *testing.T) {
 		"other": {map[string]string{"sluice.dev/else": "x"}, node},
 		"all of them": {map[string]string{
 			annotationCapture: "mesh", annotationDNS: "false", annotationBypassInbound: "true",
-			annotationExcludeCIDRs: " 2001:db8::1, 10.1.2.3/8 ,10.0.0.0/8", annotationExcludePorts: "443, 22,22",
+			annotationExcludeCIDRs: " 2001:db8::1, 10.0.0.0/8 ,10.0.0.0/8", annotationExcludePorts: "443, 22,22",
 		}, Settings{BypassInbound: true, ExcludeCIDRs: []netip.Prefix{cidr("10.0.0.0/8"), cidr("2001:db8::1/128")}, ExcludePorts: []uint16{22, 443}}},
 		"empty lists": {map[string]string{annotationExcludeCIDRs: "", annotationExcludePorts: " "}, Settings{CaptureAll: true, CaptureDNS: true}},
 	} {
@@ -44,6 +44,7 @@ func TestBadAnnotationIsNamedWithWhatIsAllowed(t *testing.T) {
 		{annotationExcludeCIDRs, "10.0.0.0/33", `"10.0.0.0/33" is not a CIDR or an address such as`},
 		{annotationExcludeCIDRs, "10.0.0.0/8,", `"" is not a CIDR or an address such as`},
 		{annotationExcludeCIDRs, "::ffff:10.0.0.0/104", "is not a CIDR"},
+		{annotationExcludeCIDRs, "10.1.2.3/2", `"10.1.2.3/2" is not a CIDR or an address`},
 		{annotationExcludeCIDRs, "fe80::1%eth0", "is not a CIDR"},
 		{annotationExcludePorts, "http", `"http" is not a port from 1 to 65535`},
 		{annotationExcludePorts, "0", `"0" is not a port`},
