@@ -119,6 +119,33 @@ func TestAttachedButNotEffective(t *testing.T) {
 	}
 }
 
+// TestHostMoveOfADeadProcess: the link that a process leaves when it dies while it moves probe trusts nobody any more.
+func TestHostMoveOfADeadProcess(t *testing.T) {
+	w := newWorld(t)
+	pod := w.host.Pod(t, "pod")
+	w.enrol(t, pod, withAddresses(pod))
+	addr := netip.AddrPortFrom(pod.Addr4, 80)
+	pod.Echo(t, "app", addr.String())
+	w.attachHost(t, HostConfig{Probe: true, ProbeCgroup: cgroupRoot(t)})
+	if err := os.Rename(w.hostPin(probeLink), w.hostPin(movingLink)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.answerIn(t, "", addr); got != "app" {
+		t.Fatalf("by the link that was left: got %q, want app", got)
+	}
+	kubelet := mustCgroup(t)
+	wantHook(t, w.attachHost(t, HostConfig{Probe: true, ProbeCgroup: kubelet}).Probe)
+	if links, _ := w.hostPrograms(t); len(links) != 1 || links[probeLink] == 0 {
+		t.Errorf("links: got %v, want probe only", links)
+	}
+	if got, want := w.answerIn(t, "", addr), "inbound@"+addr.String(); got != want {
+		t.Errorf("outside: got %q, want %q", got, want)
+	}
+	if got := w.answerIn(t, kubelet, addr); got != "app" {
+		t.Errorf("inside: got %q, want app", got)
+	}
+}
+
 func TestWithoutCgroup2TheStatusSaysWhy(t *testing.T) {
 	w := newWorld(t)
 	cfg := allHooks

@@ -54,6 +54,10 @@ type hostAttachment struct {
 }
 
 func (a *hostAttachment) run() (HostStatus, error) {
+	// A process that died in the middle of a move left a second link, at a cgroup that no status names.
+	if err := dropHostLink(a.node.hostPin(movingLink)); err != nil {
+		return a.status, err
+	}
 	seen, err := newWitnesses()
 	if err != nil {
 		return a.status, err
