@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 const procDir = "/proc"
@@ -17,6 +18,7 @@ type places struct {
 	cgroup  string
 	probe   string // empty like cgroup if there is none
 	reason  string // why there is none
+	none    bool   // the node has no cgroup2, which is more than that it could not be looked for
 	caveat  string // what the programs do not see there
 	kubelet bool   // probe was to be kubelet's own, if it has one
 }
@@ -26,7 +28,8 @@ func findPlaces(cfg *HostConfig) places {
 	if p.cgroup == "" {
 		mount, err := findCgroup2()
 		if err != nil {
-			p.reason = err.Error()
+			var none *noCgroup2Error
+			p.reason, p.none = err.Error(), errors.As(err, &none)
 			return p
 		}
 		p.mount, p.cgroup = mount, mount.Path
@@ -51,6 +54,9 @@ type hostAttachment struct {
 	cfg    HostConfig
 	places places
 	status HostStatus
+
+	// ineffective says that probe cannot work on this node, and that its fallback would trust no more than was asked for.
+	ineffective bool
 }
 
 func (a *hostAttachment) run() (HostStatus, error) {
@@ -71,6 +77,7 @@ func (a *hostAttachment) run() (HostStatus, error) {
 	}
 	a.status.Probe.TrustsAll = a.status.Probe.Attached && a.places.probe == a.places.cgroup
 	a.testEffect(seen)
+	a.testProbe(seen)
 	errs = append(errs, a.hostEnds())
 	record := hostRecord{
 		Status: a.status, FindKubelet: a.places.kubelet, Mount: a.places.mount,
@@ -95,10 +102,12 @@ func (a *hostAttachment) hook(s *HookStatus, wanted bool, cgroup string, seen *w
 	}
 	*s = HookStatus{Kind: HookCgroup, Cgroup: cgroup, Problem: a.places.reason}
 	if cgroup == "" {
+		a.probeFails(s, a.places.none)
 		return errors.Join(a.dropHook(s)...)
 	}
 	progs, err := load(seen)
 	if err != nil {
+		a.probeFails(s, !isPassing(err))
 		s.Problem = err.Error()
 		return errors.Join(a.dropHook(s)...)
 	}
@@ -106,12 +115,39 @@ func (a *hostAttachment) hook(s *HookStatus, wanted bool, cgroup string, seen *w
 	for _, p := range progs {
 		l := hostLink{pin: a.node.hostPin(p.pin), cgroup: cgroup, hook: p.hook, prog: p.prog}
 		if err := l.put(); err != nil {
+			a.probeFails(s, !isPassing(err))
 			s.Problem = err.Error()
 			return errors.Join(a.dropHook(s)...)
 		}
 	}
 	s.Attached, s.Problem = true, a.places.caveat
 	return nil
+}
+
+// probeFails notes that probe, if s is its status, is ineffective. Where only kubelet
+// or a cgroup that was given is to be trusted it never is: the fallback trusts all processes of the host.
+func (a *hostAttachment) probeFails(s *HookStatus, ineffective bool) {
+	if s == &a.status.Probe && a.cfg.ProbeCgroup == "" && a.places.probe == a.places.cgroup {
+		a.ineffective = ineffective
+	}
+}
+
+// testProbe finds out whether probe is ineffective though it was attached. A test that fails says nothing of that.
+func (a *hostAttachment) testProbe(w *witnesses) {
+	if s := &a.status.Probe; s.Attached {
+		connected, err := w.connectWitness()
+		a.probeFails(s, err == nil && connected&probeWitnessWITNESS_PROBE == 0)
+	}
+}
+
+// isPassing tells errors that say nothing of what the node can do: it is short of something.
+func isPassing(err error) bool {
+	for _, passing := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.EINTR} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
 }
 
 // dropHook takes the hook's links away, so that a status without them is true.

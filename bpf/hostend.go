@@ -137,10 +137,10 @@ func (n *Node) dropHostEndsBut(prefix string, keep map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// hostEnds puts the fallback in the place of a probe that does not see the host's processes, or takes it away.
+// hostEnds puts the fallback in the place of a probe that is ineffective, or takes it away.
 func (a *hostAttachment) hostEnds() error {
 	s := &a.status.Probe
-	if !a.cfg.Probe || s.Problem == "" {
+	if !a.cfg.Probe || !a.ineffective {
 		return a.node.dropHostEnds(hostEndPrefix)
 	}
 	why := s.Problem

@@ -3,9 +3,13 @@
 package bpf
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestHostEndsFollowThePods: the fallback comes to pods that were attached before and after, and goes with them and when
@@ -54,4 +58,58 @@ func (w *world) hostEndPins(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	return pins
+}
+
+// TestTheFallbackTrustsNoMoreThanWasAskedFor: all processes of the host are trusted only where probe is known not to work
+// and nobody said which ones are to be.
+func TestTheFallbackTrustsNoMoreThanWasAskedFor(t *testing.T) {
+	w := newWorld(t)
+	w.enrol(t, w.host.Pod(t, "pod"))
+	empty, kubelet := mustCgroup(t), mustCgroup(t)
+	for name, cfg := range map[string]HostConfig{
+		"no cgroup2":          {Cgroup: t.TempDir(), ProbeCgroup: t.TempDir()},
+		"not seen":            {Cgroup: empty, ProbeCgroup: empty},
+		"a cgroup of its own": {Cgroup: empty, ProbeCgroup: kubelet},
+	} {
+		cfg.Probe = true
+		if got := w.attachHost(t, cfg).Probe; got.Kind != HookCgroup {
+			t.Errorf("%s, with a cgroup given: got %+v, want no fallback", name, got)
+		}
+	}
+	if got := w.hostEndPins(t); len(got) != 0 {
+		t.Errorf("pins: got %v, want none", got)
+	}
+	if got := w.attachHost(t, HostConfig{Probe: true, Cgroup: empty}).Probe; got.Kind != HookHostEnd {
+		t.Errorf("without one: got %+v, want the fallback", got)
+	}
+}
+
+func TestProbeIsIneffectiveOnlyIfThatIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		given         string
+		probe         string
+		err           error
+		want, passing bool
+	}{
+		{name: "too old a kernel", probe: "/root", err: unix.EINVAL, want: true},
+		{name: "given", given: "/root", probe: "/root", err: unix.EINVAL},
+		{name: "kubelet's", probe: "/root/kubelet", err: unix.EINVAL},
+		{name: "no file descriptor", probe: "/root", err: unix.EMFILE, passing: true},
+		{name: "no memory", probe: "/root", err: unix.ENOMEM, passing: true},
+	} {
+		err := fmt.Errorf("attach: %w", errors.Join(c.err))
+		if got := isPassing(err); got != c.passing {
+			t.Errorf("%s: passing is %v", c.name, got)
+		}
+		a := hostAttachment{cfg: HostConfig{ProbeCgroup: c.given}, places: places{cgroup: "/root", probe: c.probe}}
+		a.probeFails(&a.status.Probe, !isPassing(err))
+		if a.ineffective != c.want {
+			t.Errorf("%s: ineffective is %v", c.name, a.ineffective)
+		}
+	}
+	a := hostAttachment{}
+	if a.probeFails(&a.status.Flows, true); a.ineffective {
+		t.Error("flows made probe ineffective")
+	}
 }
