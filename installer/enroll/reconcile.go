@@ -136,9 +136,8 @@ func (e *Enroller) enrolRunning(ctx context.Context, p *pod, reason string) erro
 		return errors.New("to be enrolled; waiting for a ztunnel")
 	}
 	settings, mistake := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox.Namespace, p.sandbox.Name))
-	if mistake != nil {
-		settings = e.cfg.Settings // Better in the mesh as the node has it than outside.
-		mistake = fmt.Errorf("enrolled with the node's settings: %w", mistake)
+	if mistake != nil { // Better in the mesh with less let pass than outside.
+		mistake = fmt.Errorf("enrolled without what is wrong in its settings: %w", mistake)
 	}
 	e.setSettings(p, settings)
 	e.podLog(p).Info("enrolling running pod", "reason", reason)

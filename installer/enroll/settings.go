@@ -50,7 +50,7 @@ func (s Settings) tell(d *nodeapi.Decision) {
 }
 
 // settingsOf are those that the pod's annotations make of the node's. The error names every bad annotation; what is
-// returned with it is of no use.
+// returned with it has the value in its place that lets the least pass.
 func settingsOf(node Settings, annotations map[string]string) (Settings, error) {
 	s := node
 	var errs []error
@@ -80,7 +80,7 @@ func parseCapture(v string) (all bool, err error) {
 	case "mesh":
 		return false, nil
 	}
-	return false, fmt.Errorf("%q is neither \"mesh\" nor \"all\"", v)
+	return true, fmt.Errorf("%s is neither \"mesh\" nor \"all\"", quote(v))
 }
 
 func parseBool(v string) (bool, error) {
@@ -90,7 +90,7 @@ func parseBool(v string) (bool, error) {
 	case "false":
 		return false, nil
 	}
-	return false, fmt.Errorf("%q is neither \"true\" nor \"false\"", v)
+	return false, fmt.Errorf("%s is neither \"true\" nor \"false\"", quote(v))
 }
 
 // ParseCIDRs reads a comma-separated list of CIDRs and addresses; the list is in order and without doubles. An empty one
@@ -135,7 +135,7 @@ func parseList[T any](list, allowed string, parse func(word string) (T, bool)) (
 	for word := range strings.SplitSeq(list, ",") {
 		v, ok := parse(strings.TrimSpace(word))
 		if !ok {
-			return nil, fmt.Errorf("%q is not %s", word, allowed)
+			return nil, fmt.Errorf("%s is not %s", quote(word), allowed)
 		}
 		all = append(all, v)
 	}
@@ -143,6 +143,15 @@ func parseList[T any](list, allowed string, parse func(word string) (T, bool)) (
 		return nil, fmt.Errorf("has %d entries, at most %d are allowed", len(all), bpf.MaxExclusions)
 	}
 	return all, nil
+}
+
+// quote shows a bad value, which may be as long as an annotation may.
+func quote(v string) string {
+	const most = 64
+	if len(v) > most {
+		return strconv.Quote(v[:most]) + "..."
+	}
+	return strconv.Quote(v)
 }
 
 // annotationsOf are those in the pod's manifest.

@@ -163,3 +163,15 @@ func TestPodWithoutAddressIsNotLeftOutsideSilently(t *testing.T) {
 		return nil
 	})
 }
+
+// TestBadAnnotationsLetTheLeastPass: what is right beside them holds, and the node's wider value does not come back.
+func TestBadAnnotationsLetTheLeastPass(t *testing.T) {
+	node := Settings{ExcludeCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, BypassInbound: true}
+	got, err := settingsOf(node, map[string]string{
+		annotationExcludeCIDRs: "", annotationExcludePorts: strings.Repeat("x", 10_000), annotationBypassInbound: "maybe", annotationCapture: "most",
+	})
+	want := Settings{CaptureAll: true}
+	if err == nil || len(err.Error()) > 1000 || !got.Equal(want) {
+		t.Errorf("got %+v, %v, want %+v and a short error", got, err, want)
+	}
+}
