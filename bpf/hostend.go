@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // hostEndPrefix begins the pins of the fallback of probe, below node/: hostend_COOKIE_IFINDEX, in hexadecimal digits. The
@@ -31,14 +32,16 @@ func (n *Node) syncHostEnds(info *PodInfo, wanted bool) error {
 	}
 	defer func() { _ = prog.Close() }()
 	keep := map[string]bool{}
+	var errs []error
 	for _, i := range info.HostIfindexes {
 		name := fmt.Sprintf("%s%x", hostEndPod(info.NetnsCookie), i)
-		keep[name] = true
-		if err := n.putHostEnd(name, prog); err != nil {
-			return fmt.Errorf("host's end %d: %w", i, err)
+		err := n.putHostEnd(name, prog)
+		keep[name] = !errors.Is(err, unix.ENODEV) // one whose device is gone needs none
+		if err != nil && keep[name] {
+			errs = append(errs, fmt.Errorf("host's end %d: %w", i, err))
 		}
 	}
-	return n.dropHostEndsBut(hostEndPod(info.NetnsCookie), keep)
+	return errors.Join(append(errs, n.dropHostEndsBut(hostEndPod(info.NetnsCookie), keep))...)
 }
 
 func (n *Node) loadHostEnd() (*ebpf.Program, error) {
@@ -148,13 +151,17 @@ func (a *hostAttachment) hostEnds() error {
 	errs := a.dropHook(s)
 	pods, err := a.node.Pods()
 	errs = append(errs, err)
+	var bad []error
 	for i := range pods {
 		if err := a.node.syncHostEnds(&pods[i], true); err != nil {
-			s.Problem = fmt.Sprintf("%s; and instead of that: pod %q: %v", why, pods[i].ID, err)
-			return errors.Join(errs...)
+			bad = append(bad, fmt.Errorf("pod %q: %w", pods[i].ID, err))
 		}
 	}
+	// Some pods may have it: they trust.
 	s.Attached, s.TrustsAll = true, true
 	s.Problem = why + "; probes are told by the host's ends of the pods' links instead, those of pods without one are not"
+	if len(bad) > 0 {
+		s.Problem += fmt.Sprintf("; nor are those of %v", errors.Join(bad...))
+	}
 	return errors.Join(errs...)
 }

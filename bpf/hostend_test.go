@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,5 +114,34 @@ func TestProbeIsIneffectiveOnlyIfThatIsKnown(t *testing.T) {
 	a := hostAttachment{}
 	if a.probeFails(&a.status.Flows, true); a.ineffective {
 		t.Error("flows made probe ineffective")
+	}
+}
+
+// TestHostEndsGoOnAfterABadPod: one pod cannot have the fallback, one has lost its device, the third gets it.
+func TestHostEndsGoOnAfterABadPod(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"a", "b", "c"} {
+		w.enrol(t, w.host.Pod(t, name))
+	}
+	pods, err := w.Pods()
+	if err != nil || len(pods) != 3 {
+		t.Fatalf("got %v, %v", pods, err)
+	}
+	pin := func(i int) string {
+		return w.hostPin(fmt.Sprintf("%s%x", hostEndPod(pods[i].NetnsCookie), pods[i].HostIfindexes[0]))
+	}
+	if err := os.Mkdir(pin(0), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.host.MustDo(t, func() error {
+		return netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: pods[1].HostIfindexes[0]}})
+	})
+	s := w.attachHost(t, HostConfig{Probe: true, Cgroup: t.TempDir()}).Probe
+	t.Cleanup(func() { _ = os.Remove(pin(0)) })
+	if !s.Attached || !s.TrustsAll || !strings.Contains(s.Problem, pods[0].ID) || strings.Contains(s.Problem, pods[1].ID) {
+		t.Errorf("got %+v, want only %q named", s, pods[0].ID)
+	}
+	if _, err := os.Stat(pin(2)); err != nil {
+		t.Error(err)
 	}
 }
