@@ -34,6 +34,7 @@ type verifier struct {
 	node         *bpf.Node
 	pod          *bpf.Pod
 	view         *meshView              // nil if ztunnel does not answer
+	identity     string                 // the pod's, as ztunnel knows it
 	verdicts     map[bpf.Verdict]uint64 // as they were at the beginning
 	checks       []check
 }
@@ -96,8 +97,22 @@ func (v *verifier) run(ctx context.Context) {
 	v.checkHost()
 	v.checkCapture(ctx)
 	v.checkLive(ctx)
+	v.checkProven()
 	v.checkInbound(ctx)
 	v.checkLeaks()
+}
+
+// checkProven fails where no connection proved that the pod is captured: links alone prove nothing.
+func (v *verifier) checkProven() {
+	for _, family := range []string{"IPv4", "IPv6"} {
+		has := slices.ContainsFunc(v.pod.Info().Addresses, func(a netip.Addr) bool { return a.Is4() == (family == "IPv4") })
+		proven := slices.ContainsFunc(v.checks, func(c check) bool {
+			return c.Result == "ok" && (c.What == "capture "+family || c.What == "live "+family)
+		})
+		if has && !proven {
+			v.failed("proof "+family, "no live connection could be made, so nothing is proven (the lines above say why)")
+		}
+	}
 }
 
 // checkAgent asks what the agent thinks of the pod.
@@ -163,6 +178,7 @@ func (v *verifier) checkZtunnel(ctx context.Context) {
 			v.failed("mesh state", "ztunnel takes the pod for one outside the mesh (%s, %s): others connect to it in clear; see the agent's log for why it did not publish the pod", w.identity(), w.Protocol)
 			return
 		}
+		v.identity = w.identity()
 		v.ok("mesh state", "ztunnel knows the pod as %s, %s", w.identity(), w.Protocol)
 		return
 	}

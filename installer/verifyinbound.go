@@ -110,6 +110,8 @@ func (v *verifier) shakeHands(ctx context.Context, what string, to netip.AddrPor
 		v.failed(what, "ztunnel shows a certificate that expired %v: see its log, scope identity", cert.NotAfter.Format(time.RFC3339))
 	case len(cert.URIs) != 1:
 		v.failed(what, "ztunnel shows a certificate with the names %v, want one", cert.URIs)
+	case v.identity != "" && cert.URIs[0].String() != v.identity:
+		v.failed(what, "ztunnel answers as %v, and the pod is %s: it serves the pod under another's name; restart ztunnel, and see the agent's log", cert.URIs[0], v.identity)
 	default:
 		v.ok(what, "ztunnel answers as %v, valid until %v", cert.URIs[0], cert.NotAfter.Format(time.RFC3339))
 	}

@@ -109,3 +109,18 @@ func TestWhyTable(t *testing.T) {
 	}
 	golden(t, "why.txt", out.Bytes())
 }
+
+// TestZtunnelsOwnWordCounts: what its router says overrules what its dump lets one think.
+func TestZtunnelsOwnWordCounts(t *testing.T) {
+	for _, tt := range []struct{ dump, verdict, want string }{
+		{"yes", "passthrough", "no"}, {"yes", "plaintext", "no"}, {"yes", "local", "no"}, {"yes", "mtls", "yes"},
+		{"no", "mtls", "yes"}, {"depends", "plaintext", "depends"}, {"yes", "refused-no-healthy-upstream", "no"},
+	} {
+		w := &inquiry{would: &explanation{Routes: []explained{{Verdict: tt.verdict, Allowed: true, Identity: "spiffe://x"}}}}
+		w.Encrypted = tt.dump
+		w.refusal()
+		if w.Encrypted != tt.want {
+			t.Errorf("%s, and ztunnel says %s: got %q, want %q", tt.dump, tt.verdict, w.Encrypted, tt.want)
+		}
+	}
+}

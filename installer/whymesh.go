@@ -83,10 +83,16 @@ func (w *inquiry) refusal() {
 	case len(w.would.Routes) == 0:
 	default:
 		r := &w.would.Routes[0]
+		if r.Verdict == "mtls" && w.Encrypted == "no" {
+			w.end("yes", "mutual TLS (HBONE) to %s", or(r.Identity, r.Workload))
+		}
 		switch {
 		case strings.HasPrefix(r.Verdict, "refused"):
 			w.refusedBy(fmt.Sprintf("by this node's ztunnel, %s: %s", r.Verdict, r.Error))
 		case r.Verdict != "mtls":
+			if w.Encrypted != "depends" {
+				w.end("no", "ztunnel would carry it as %q: %s", r.Verdict, inClear(r.Verdict))
+			}
 		case !r.Allowed:
 			// Still "encrypted: yes": the question whether is asked in mutual TLS.
 			w.Refused = fmt.Sprintf("by the ztunnel of %s: %s", r.Workload, r.Reason)
@@ -97,6 +103,19 @@ func (w *inquiry) refusal() {
 			w.step("%s is asked as %s, and no policy of its restricts who connects", r.Workload, w.would.SourceIdentity)
 		}
 	}
+}
+
+// inClear says what ztunnel's words for connections in clear mean.
+func inClear(verdict string) string {
+	switch verdict {
+	case "plaintext":
+		return "in clear, because the other end speaks no HBONE"
+	case "passthrough":
+		return "in clear and as it is, because no workload of the mesh answers there"
+	case "local":
+		return "in clear, to the pod itself"
+	}
+	return "not in mutual TLS"
 }
 
 // refusedBy ends the inquiry: nothing leaves the pod.
