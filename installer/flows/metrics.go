@@ -30,13 +30,16 @@ func newFigures() figures {
 
 // count adds what is new in now compared with old, the last known of the same connection.
 func (f *figures) count(old, now *Flow) {
-	if old == nil {
-		old = &Flow{}
-		if now.Refused {
-			f.refused.WithLabelValues(now.Path, now.Direction()).Inc()
-			return
-		}
+	switch {
+	case old != nil:
+	case now.Refused:
+		f.refused.WithLabelValues(now.Path, now.Direction()).Inc()
+		return
+	case now.Kind == "open":
 		f.opened.WithLabelValues(now.Path, now.Direction()).Inc()
+		old = &Flow{}
+	default: // open before we looked: what it did so far is not new
+		return
 	}
 	add := func(c *prometheus.CounterVec, before, after uint64, labels ...string) {
 		if after > before {

@@ -72,6 +72,10 @@ func (t *Table) Run(ctx context.Context, src Source) error {
 			return nil
 		default:
 			t.log.Warn("flow event skipped", "err", err)
+			select { // whatever it is, it must not keep a processor busy
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
 		}
 	}
 }
@@ -82,7 +86,8 @@ func (t *Table) take(e *bpf.FlowEvent) {
 	defer t.mu.Unlock()
 	f := newFlow(e, t.ownerOf(e.NetnsCookie))
 	old := t.open[e.Socket]
-	f.Refused = e.Kind == bpf.FlowClose && old == nil && f.Sent+f.Received == 0
+	// Without an opening, which may just have been missed, the state tells.
+	f.Refused = e.Kind == bpf.FlowClose && old == nil && (e.State == "syn-sent" || e.State == "syn-recv")
 	t.figures.count(old, &f)
 	switch {
 	case e.Kind == bpf.FlowClose:
@@ -151,6 +156,12 @@ func (t *Table) snapshotLocked() []Flow {
 	}
 	for _, list := range t.ended {
 		all = append(all, list...)
+	}
+	for i := range all { // those of a pod's first second
+		if f := &all[i]; f.UID == "" {
+			o := t.ownerOf(f.cookie)
+			f.Namespace, f.Pod, f.UID = o.namespace, o.name, o.uid
+		}
 	}
 	slices.SortFunc(all, func(a, b Flow) int { return a.At.Compare(b.At) })
 	return all

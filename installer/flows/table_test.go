@@ -74,6 +74,9 @@ func TestTableKeepsOpenAndEnded(t *testing.T) {
 		event(bpf.FlowOpen, 1, 0, 0), event(bpf.FlowOpen, 2, 1, 0), event(bpf.FlowUpdate, 1, 2, 100),
 		event(bpf.FlowClose, 1, 3, 150), event(bpf.FlowClose, 3, 4, 0),
 	} {
+		if e.Socket == 3 {
+			e.State = "syn-sent"
+		}
 		tb.take(&e)
 	}
 	got := tb.Snapshot()
@@ -98,6 +101,24 @@ func TestTableKeepsOpenAndEnded(t *testing.T) {
 	}
 	if got := valueOf(t, tb.figures.refused.WithLabelValues("captured", "outbound")); got != 1 {
 		t.Errorf("refused: got %v, want 1", got)
+	}
+}
+
+// TestConnectionsFromBeforeAreNoNews: after a restart, old connections neither open again nor move their bytes again, and
+// one that ends is not taken for refused.
+func TestConnectionsFromBeforeAreNoNews(t *testing.T) {
+	tb := newTable()
+	for _, e := range []bpf.FlowEvent{event(bpf.FlowUpdate, 1, 0, 1000), event(bpf.FlowUpdate, 1, 1, 1500), event(bpf.FlowClose, 2, 2, 0)} {
+		e.State = "established"
+		tb.take(&e)
+	}
+	if opened, bytes := valueOf(t, tb.figures.opened.WithLabelValues("captured", "outbound")), valueOf(t, tb.figures.bytes.WithLabelValues("captured", "outbound", "sent")); opened != 0 || bytes != 500 {
+		t.Errorf("got %v opened, %v bytes, want 0 and 500", opened, bytes)
+	}
+	for _, f := range tb.Snapshot() {
+		if f.Refused {
+			t.Errorf("refused: %+v", f)
+		}
 	}
 }
 

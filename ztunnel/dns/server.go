@@ -152,7 +152,8 @@ func (s *Server) readLoop(c *net.UDPConn) {
 // say sends an answer from the address that was asked.
 func (s *Server) say(q *query, reply []byte) {
 	if err := s.sockets.SendUDP(s.ctx, q.to, q.from, q.fit(reply)); err != nil && s.ctx.Err() == nil {
-		s.Log.Warn("answer not sent", "from", q.to.String(), "to", q.from.String(), "error", err)
+		s.Metrics.DNSRefused("unsent") // logged at debug only: a pod can bring this about as often as it likes
+		s.Log.Debug("answer not sent", "from", q.to.String(), "to", q.from.String(), "error", err)
 	}
 }
 
