@@ -203,7 +203,7 @@ func (w *inquiry) decide() error {
 		return nil
 	}
 	w.decideByZtunnel()
-	if err := w.pod.Check(); err != nil && w.Encrypted != "no" {
+	if err := w.pod.Check(); err != nil && (w.Encrypted == "yes" || w.Encrypted == "depends") {
 		w.end("unknown", "the pod's datapath is not as it was attached, so this may not hold (verify says more): %s", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	return nil
