@@ -170,14 +170,14 @@ func TestQueriesGoToTheResolver(t *testing.T) {
 	client, server := w.host.Pod(t, "client"), w.host.Pod(t, "server")
 	w.mesh(t, client)
 	e := w.enrol(t, client, func(c *PodConfig) { c.CaptureDNS = true })
-	err := e.bpf.Check()
+	err := w.check(e.bpf)
 	for _, s := range DNSSlots() {
 		if want := fmt.Sprintf("slot %v is empty", s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Check without a resolver: got %v, want %q", err, want)
 		}
 	}
 	r := newResolver(t, e)
-	if err := e.bpf.Check(); err != nil {
+	if err := w.check(e.bpf); err != nil {
 		t.Errorf("Check: %v", err)
 	}
 	eachFamily(t, func(t *testing.T, family string) {
