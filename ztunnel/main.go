@@ -36,8 +36,14 @@ func run(args []string, getenv func(string) string, _ io.Reader, stdout, stderr 
 		fmt.Fprintln(stdout, version())
 		return exitOK
 	}
-	if len(args) > 0 && args[0] == "proxy" {
-		args = args[1:]
+	// Manifests of the reference start it with "proxy ztunnel"; the second word names a kind of proxy.
+	for _, word := range []string{"proxy", "ztunnel"} {
+		if len(args) > 0 && args[0] == word {
+			args = args[1:]
+		}
+	}
+	if len(args) > 0 && args[0] == "help" {
+		args = []string{"--help"}
 	}
 	config, err := parseConfig(args, getenv, os.Environ(), stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -51,6 +57,7 @@ func run(args []string, getenv func(string) string, _ io.Reader, stdout, stderr 
 	format, _ := telemetry.ParseFormat(config.LogFormat)
 	log := telemetry.NewLogger(stdout, format, levels)
 
+	limitThreads(config, getenv, log)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, config, log, levels); err != nil {

@@ -3,12 +3,13 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
@@ -24,11 +25,7 @@ func (c *Config) Validate() error {
 			mistake(path.name, "%q is not an absolute path", path.value)
 		}
 	}
-	for _, address := range []named{{"xds-address", c.XDSAddress}, {"ca-address", cmp.Or(c.CAAddress, c.XDSAddress)}} {
-		if err := checkControlPlane(address.value); err != nil {
-			mistake(address.name, "%w", err)
-		}
-	}
+	c.checkSources(mistake)
 	for _, address := range []named{{"stats-address", c.StatsAddress}, {"readiness-address", c.ReadinessAddress}, {"admin-address", c.AdminAddress}} {
 		if _, err := net.ResolveTCPAddr("tcp", address.value); err != nil {
 			mistake(address.name, "%w", err)
@@ -37,11 +34,19 @@ func (c *Config) Validate() error {
 	if host, _, err := net.SplitHostPort(c.AdminAddress); err == nil && host != "localhost" && !net.ParseIP(host).IsLoopback() {
 		mistake("admin-address", "%q is not on loopback, and the admin page has no authentication", c.AdminAddress)
 	}
-	if c.DrainTimeout <= 0 {
-		mistake("drain-timeout", "%s is not positive", c.DrainTimeout)
+	for _, d := range []struct {
+		name string
+		span time.Duration
+	}{
+		{"drain-timeout", c.DrainTimeout}, {"secret-ttl", c.SecretTTL}, {"pool-unused-release", c.PoolUnusedRelease},
+		{"keepalive-time", c.KeepAlive.Time}, {"keepalive-interval", c.KeepAlive.Interval},
+	} {
+		if d.span <= 0 {
+			mistake(d.name, "%s is not positive", d.span)
+		}
 	}
-	if c.SecretTTL <= 0 {
-		mistake("secret-ttl", "%s is not positive", c.SecretTTL)
+	if c.CompliancePolicy != "" && c.CompliancePolicy != "pqc" {
+		mistake("compliance-policy", "%q is neither pqc nor empty", c.CompliancePolicy)
 	}
 	if _, err := telemetry.ParseLevels(c.LogLevel); err != nil {
 		mistake("log-level", "%w", err)
@@ -60,7 +65,37 @@ func (c *Config) Validate() error {
 
 type named struct{ name, value string }
 
+// checkSources is about where workloads and certificates come from.
+func (c *Config) checkSources(mistake func(name, format string, args ...any)) {
+	local := c.LocalXDSPath != "" || c.LocalXDS != ""
+	switch {
+	case c.XDSAddress != "":
+		if err := checkControlPlane(c.XDSAddress); err != nil {
+			mistake("xds-address", "%w", err)
+		}
+	case !local:
+		mistake("xds-address", "missing, and there is no local xDS (--local-xds-path) either")
+	}
+	switch {
+	case c.CAAddress != "":
+		if err := checkControlPlane(c.CAAddress); err != nil {
+			mistake("ca-address", "%w", err)
+		}
+	case c.XDSAddress == "":
+		mistake("ca-address", "missing, and there is no control plane to stand in")
+	}
+	if c.LocalXDSPath != "" && c.LocalXDS != "" {
+		mistake("local-xds", "only one of it and --local-xds-path can be set")
+	}
+}
+
+// checkControlPlane takes host:port as https, as the reference does.
 func checkControlPlane(address string) error {
+	if !strings.Contains(address, "://") {
+		if host, port, err := net.SplitHostPort(address); err == nil && host != "" && port != "" {
+			return nil
+		}
+	}
 	u, err := url.Parse(address)
 	switch {
 	case err != nil:
