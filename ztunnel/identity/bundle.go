@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -56,7 +57,10 @@ func newBundle(id Identity, key *ecdsa.PrivateKey, chain []string, now time.Time
 		b.Roots.AddCert(root)
 	}
 	b.Cert = tls.Certificate{PrivateKey: key, Leaf: certs[0]}
-	for _, cert := range certs {
+	for i, cert := range certs {
+		if i > 0 && bytes.Equal(cert.RawSubject, cert.RawIssuer) {
+			continue // a root that the CA repeats
+		}
 		b.Cert.Certificate = append(b.Cert.Certificate, cert.Raw)
 	}
 	if err := b.accept(certs, now); err != nil {

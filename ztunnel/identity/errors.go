@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -48,6 +49,13 @@ type UnexpectedError struct {
 
 func (e *UnexpectedError) Error() string {
 	return fmt.Sprintf("unexpected identity: got %s, want %s", list(e.Got), list(e.Want))
+}
+
+// SuiteError means that the peer chose a cipher suite that the mesh does not use.
+type SuiteError struct{ Suite uint16 }
+
+func (e *SuiteError) Error() string {
+	return fmt.Sprintf("peer chose cipher suite %s, want AES-GCM", tls.CipherSuiteName(e.Suite))
 }
 
 // ExpiredError means that a certificate of the peer's chain is not valid at the time: over, or not begun.

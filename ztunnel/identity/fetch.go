@@ -12,8 +12,7 @@ import (
 // entry is one identity's certificate, guarded by Manager.mu.
 type entry struct {
 	id      Identity
-	wanted  bool // prefetched: kept without being used
-	holds   int  // not released yet: the same
+	holds   int  // not released yet: kept without being used
 	used    bool // asked for since the last success, or since failures became rare
 	dropped bool
 
@@ -139,18 +138,15 @@ func (m *Manager) scheduleLocked(e *entry, wait time.Duration) {
 	e.timer = time.AfterFunc(wait, func() { m.due(e, turn) })
 }
 
-// kept tells whether somebody wants e, used or not.
-func (e *entry) kept() bool { return e.wanted || e.holds > 0 }
-
-// due queues the renewal or retry of e. An entry that nobody prefetched nor used since its certificate came is dropped
-// instead: a Get that raced with Forget must not renew for ever.
+// due queues the renewal or retry of e. An entry that nobody holds nor used since its certificate came is dropped
+// instead: a Get that raced with Release must not renew for ever.
 func (m *Manager) due(e *entry, turn int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.dropped || e.state != idle || e.turn != turn {
 		return
 	}
-	if !e.used && !e.kept() {
+	if !e.used && e.holds == 0 {
 		m.dropLocked(e)
 		return
 	}

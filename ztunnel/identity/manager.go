@@ -29,18 +29,19 @@ type Config struct {
 	Concurrency int
 	// BackoffMin is the wait after a first failure (1 s); it doubles up to BackoffMax (150 s), give or take a fifth.
 	BackoffMin, BackoffMax time.Duration
-	Logger                 *slog.Logger
+	// TLS says what handshakes may agree on (TLS 1.3, all groups).
+	TLS    TLSPolicy
+	Logger *slog.Logger
 }
 
 // Manager holds the certificates of the identities on this node and renews them. Safe for concurrent use.
 //
 // Time is the time package's own; tests run it in a testing/synctest bubble rather than on an injected clock.
 //
-//	          Get, Prefetch             slot free               half of the life is over
+//	          Get, Hold                 slot free               half of the life is over
 //	(absent) ─────────────► queued ───────────► fetching ─► held ───────────────────────► queued
 //	   ▲                       ▲                   │ failed            (held until expiry meanwhile)
-//	   └─ Forget, last Release, └─── backoff ◄─────┘
-//	      or unused
+//	   └─ last Release, unused  └─── backoff ◄─────┘
 type Manager struct {
 	cfg     Config
 	ctx     context.Context
@@ -109,40 +110,24 @@ func (m *Manager) Get(ctx context.Context, id Identity) (*Bundle, error) {
 	}
 }
 
-// Prefetch has the certificate of id fetched ahead of the first connection, and kept until [Manager.Forget] even if it
-// is never used. It does not wait. Again for the same id does nothing.
-func (m *Manager) Prefetch(id Identity) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.entryLocked(id, Warmup).wanted = true
-}
-
-// Forget takes Prefetch back. Unless the identity is still held, its certificate and key are dropped, and callers that
-// wait for it get [ErrForgotten].
-func (m *Manager) Forget(id Identity) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if e, ok := m.entries[id]; ok {
-		e.wanted = false
-		m.dropUnlessKeptLocked(e)
-	}
-}
-
-// Hold is Prefetch for whoever does not know of the others that want the same identity: each Hold is taken back by one
-// [Manager.Release], and the last one drops the certificate.
+// Hold has the certificate of id fetched ahead of the first connection, and kept even if it is never used. It does not
+// wait. Each Hold is taken back by one [Manager.Release], whoever else wants the same identity.
 func (m *Manager) Hold(id Identity) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.entryLocked(id, Warmup).holds++
 }
 
-// Release takes one [Manager.Hold] back. More of them than of those do nothing.
+// Release takes one [Manager.Hold] back. The last one drops certificate and key, and callers that wait for them get
+// [ErrForgotten]. More of them than of those do nothing.
 func (m *Manager) Release(id Identity) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e, ok := m.entries[id]; ok && e.holds > 0 {
 		e.holds--
-		m.dropUnlessKeptLocked(e)
+		if e.holds == 0 {
+			m.dropLocked(e)
+		}
 	}
 }
 
@@ -189,12 +174,6 @@ func (m *Manager) look(e *entry) (*Bundle, <-chan struct{}, error) {
 	// Not fetched yet, or expired before its renewal was due: the clock was set, or the machine slept.
 	m.enqueueLocked(e, RealTime)
 	return nil, e.changed, nil
-}
-
-func (m *Manager) dropUnlessKeptLocked(e *entry) {
-	if !e.kept() {
-		m.dropLocked(e)
-	}
 }
 
 // dropLocked forgets e. Its request to the CA, if under way, is cancelled and its answer ignored.

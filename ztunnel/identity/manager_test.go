@@ -198,7 +198,7 @@ func TestExpiredIsNeverServed(t *testing.T) {
 func TestFailureBacksOff(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
 		ca.fail = errRefused
-		m.Prefetch(testID("cart"))
+		m.Hold(testID("cart"))
 		time.Sleep(20 * time.Minute)
 		want := time.Second
 		_, times := ca.log()
@@ -241,7 +241,7 @@ func TestConcurrencyAndPriorities(t *testing.T) {
 	inBubble(t, Config{Concurrency: 2}, func(t *testing.T, m *Manager, ca *authority) {
 		ca.hold = make(chan struct{})
 		for i := range 6 {
-			m.Prefetch(testID(fmt.Sprint("warm", i)))
+			m.Hold(testID(fmt.Sprint("warm", i)))
 			synctest.Wait() // each arrives before the next
 		}
 		if n := ca.requests(); n != 2 {
@@ -271,14 +271,14 @@ func TestConcurrencyAndPriorities(t *testing.T) {
 
 func TestRenewalComesAfterNewcomers(t *testing.T) {
 	inBubble(t, Config{Concurrency: 1}, func(t *testing.T, m *Manager, ca *authority) {
-		m.Prefetch(testID("old"))
-		m.Prefetch(testID("blocker"))
+		m.Hold(testID("old"))
+		m.Hold(testID("blocker"))
 		synctest.Wait()
 		ca.set(func() { ca.hold = make(chan struct{}) })
 		time.Sleep(29 * time.Minute)
-		m.Prefetch(testID("busy")) // holds the only slot while the others become due
+		m.Hold(testID("busy")) // holds the only slot while the others become due
 		time.Sleep(2 * time.Minute)
-		m.Prefetch(testID("new"))
+		m.Hold(testID("new"))
 		synctest.Wait()
 		ca.set(func() { close(ca.hold); ca.hold = nil })
 		synctest.Wait()
@@ -289,27 +289,27 @@ func TestRenewalComesAfterNewcomers(t *testing.T) {
 	})
 }
 
-func TestPrefetchAndForget(t *testing.T) {
+// TestPrefetchForgetCerts is the scenario test_prefetch_forget_certs of ambient section 11.1.
+func TestPrefetchForgetCerts(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
-		m.Prefetch(testID("cart"))
-		m.Prefetch(testID("cart"))
+		m.Hold(testID("cart"))
 		synctest.Wait()
 		if n := ca.requests(); n != 1 {
-			t.Errorf("%d requests after Prefetch, want 1", n)
+			t.Errorf("%d requests after Hold, want 1", n)
 		}
 		time.Sleep(5*time.Hour + time.Minute)
 		synctest.Wait()
 		if n := ca.requests(); n < 9 {
 			t.Errorf("%d requests, want renewals although nobody used it", n)
 		}
-		m.Forget(testID("cart"))
+		m.Release(testID("cart"))
 		before := ca.requests()
 		time.Sleep(5 * time.Hour)
 		if n := ca.requests(); n != before {
-			t.Errorf("%d requests after Forget, want none", n-before)
+			t.Errorf("%d requests after Release, want none", n-before)
 		}
 		if s := m.Snapshot(); len(s) != 0 {
-			t.Errorf("snapshot after Forget: %+v", s)
+			t.Errorf("snapshot after Release: %+v", s)
 		}
 	})
 }
@@ -324,11 +324,6 @@ func TestLastReleaseDrops(t *testing.T) {
 		synctest.Wait()
 		if n := ca.requests(); n < 9 {
 			t.Errorf("%d requests, want renewals for the one who holds it still", n)
-		}
-		m.Prefetch(id)
-		m.Forget(id)
-		if s := m.Snapshot(); len(s) != 1 {
-			t.Errorf("Forget dropped what is held: %+v", s)
 		}
 		m.Release(id)
 		if s := m.Snapshot(); len(s) != 0 {
@@ -368,40 +363,37 @@ func TestHoldersDoNotDropEachOthersCertificate(t *testing.T) {
 
 // The timer that drops what nobody wants fires in the very moment in which somebody comes to want it.
 func TestWantedAtTheMomentOfDropping(t *testing.T) {
-	for name, want := range map[string]func(*Manager, Identity){"prefetch": (*Manager).Prefetch, "hold": (*Manager).Hold} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, Config{Concurrency: 200}, func(t *testing.T, m *Manager, ca *authority) {
-				gone, cancel := context.WithCancel(t.Context())
-				cancel()
-				for i := range 200 {
-					_, _ = m.Get(gone, testID(fmt.Sprint("cart", i)))
-				}
-				synctest.Wait()
-				first := mustGet(t, m, testID("marker"))
-				time.Sleep(time.Until(first.halfLife()))
-				for i := range 200 {
-					go want(m, testID(fmt.Sprint("cart", i)))
-				}
-				time.Sleep(time.Minute)
-				synctest.Wait()
-				if s := m.Snapshot(); len(s) != 201 {
-					t.Errorf("%d identities are left, want all 200 and the marker", len(s))
-				}
-			})
-		})
-	}
+	inBubble(t, Config{Concurrency: 200}, func(t *testing.T, m *Manager, ca *authority) {
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		for i := range 200 {
+			_, _ = m.Get(gone, testID(fmt.Sprint("cart", i)))
+		}
+		synctest.Wait()
+		first := mustGet(t, m, testID("marker"))
+		time.Sleep(time.Until(first.halfLife()))
+		for i := range 200 {
+			go m.Hold(testID(fmt.Sprint("cart", i)))
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := m.Snapshot(); len(s) != 201 {
+			t.Errorf("%d identities are left, want all 200 and the marker", len(s))
+		}
+	})
 }
 
-func TestForgetReleasesThoseWhoWait(t *testing.T) {
+func TestReleaseFreesThoseWhoWait(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
 		ca.hold = make(chan struct{})
 		result := make(chan error)
+		m.Hold(testID("cart"))
 		go func() {
 			_, err := m.Get(t.Context(), testID("cart"))
 			result <- err
 		}()
 		synctest.Wait()
-		m.Forget(testID("cart"))
+		m.Release(testID("cart"))
 		if err := <-result; !errors.Is(err, ErrForgotten) {
 			t.Errorf("Get = %v, want ErrForgotten", err)
 		}
@@ -410,7 +402,7 @@ func TestForgetReleasesThoseWhoWait(t *testing.T) {
 
 func TestUnusedIsDroppedInsteadOfRenewed(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
-		mustGet(t, m, testID("stray")) // as a Get that raced with Forget
+		mustGet(t, m, testID("stray")) // as a Get that raced with Release
 		time.Sleep(5 * time.Hour)
 		if n := ca.requests(); n > 2 {
 			t.Errorf("%d requests for an identity that nobody uses", n)
@@ -435,7 +427,7 @@ func TestRefusedAndUnusedIsDropped(t *testing.T) {
 func TestBackdatedCertificateDoesNotSpin(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
 		ca.backdate = 50 * time.Minute // of an hour: half-life is over when it comes
-		m.Prefetch(testID("cart"))
+		m.Hold(testID("cart"))
 		time.Sleep(time.Hour)
 		if n := ca.requests(); n < 10 || n > 14 {
 			t.Errorf("%d requests in an hour, want one every 5 minutes", n)
@@ -446,7 +438,7 @@ func TestBackdatedCertificateDoesNotSpin(t *testing.T) {
 func TestCloseFailsGet(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, m *Manager, ca *authority) {
 		ca.hold = make(chan struct{})
-		m.Prefetch(testID("cart"))
+		m.Hold(testID("cart"))
 		synctest.Wait()
 		m.Close()
 		if _, err := m.Get(t.Context(), testID("cart")); !errors.Is(err, ErrForgotten) {
@@ -536,7 +528,7 @@ func TestSnapshot(t *testing.T) {
 		ca.set(func() { ca.fail = errRefused })
 		_, _ = m.Get(t.Context(), testID("c"))
 		ca.set(func() { ca.hold = make(chan struct{}) })
-		m.Prefetch(testID("a"))
+		m.Hold(testID("a"))
 		synctest.Wait()
 		states := m.Snapshot()
 		var got []string

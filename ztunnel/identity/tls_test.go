@@ -156,7 +156,7 @@ func TestServerRefuses(t *testing.T) {
 		want   string
 	}{
 		{"no certificate", bare(), isErr(ErrNoCertificate), "peer presented no certificate"},
-		{"wrong trust domain", bare(certFor(t, ca, foreign, nil)), asErr[*TrustDomainError],
+		{"trust_domain_mismatch_rejected", bare(certFor(t, ca, foreign, nil)), asErr[*TrustDomainError],
 			`trust domain mismatch: peer is spiffe://elsewhere.example/ns/shop/sa/alice, want trust domain "cluster.local"`},
 		{"expired certificate", bare(certFor(t, ca, alice, expire)), asErr[*ExpiredError],
 			"certificate of spiffe://cluster.local/ns/shop/sa/alice expired at 2020-01-02T00:00:00Z, it is "},
@@ -270,8 +270,8 @@ func TestRotationNeedsNoNewConfig(t *testing.T) {
 	client, server := ClientTLS(m, alice, []string{bob.String()}), ServerTLS(m, bob)
 	for _, now := range []*authority{first, second} {
 		ca.authority = now
-		m.Forget(alice)
-		m.Forget(bob)
+		m.Hold(alice)
+		m.Hold(bob)
 		c, s := handshake(t, client, server)
 		if c.err != nil || s.err != nil {
 			t.Fatalf("client: %v, server: %v", c.err, s.err)
@@ -279,6 +279,8 @@ func TestRotationNeedsNoNewConfig(t *testing.T) {
 		if err := c.state.PeerCertificates[0].CheckSignatureFrom(now.intermediate); err != nil {
 			t.Errorf("server's certificate is not of the present CA: %v", err)
 		}
+		m.Release(alice)
+		m.Release(bob)
 	}
 }
 

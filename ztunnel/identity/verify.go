@@ -61,7 +61,7 @@ func verifyPeer(state tls.ConnectionState, roots *x509.CertPool, usage x509.ExtK
 	if state.NegotiatedProtocol != alpn {
 		return ErrNotH2
 	}
-	return nil
+	return checkSuite(state)
 }
 
 // verifyChain checks that certs, leaf first, lead to roots at now. A certificate without extended key usages is good for
