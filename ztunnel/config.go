@@ -7,8 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
@@ -138,7 +138,7 @@ func defaultsFor(s *settings, environ []string) defaults {
 		xdsAddress:   "unix:///run/sluice/controlplane.sock",
 		authToken:    "./var/run/secrets/tokens/istio-token",
 		statsAddress: ":15020", adminAddress: "127.0.0.1:15000",
-		drainTimeout: drainDefault(s.getenv),
+		drainTimeout: drainDefault(s),
 	}
 	// Where nothing has a meaning of its own, a variable that is set to nothing says it.
 	if slices.Contains(environ, "XDS_ADDRESS=") {
@@ -161,12 +161,17 @@ func (c *Config) fromEnviron(s *settings, environ []string) {
 }
 
 // drainDefault is ambient section 4.8: shorter than the time Kubernetes grants, so that the end is ours.
-func drainDefault(getenv func(string) string) time.Duration {
-	grace, err := strconv.Atoi(getenv("TERMINATION_GRACE_PERIOD_SECONDS"))
-	switch {
-	case err != nil:
+func drainDefault(s *settings) time.Duration {
+	const variable = "TERMINATION_GRACE_PERIOD_SECONDS"
+	text := s.getenv(variable)
+	if text == "" {
 		return 5 * time.Second
-	case grace > 10:
+	}
+	grace, err := parseInt(text, 0, math.MaxInt32)
+	if err != nil {
+		s.errs = append(s.errs, fmt.Errorf("environment %s: %w", variable, err))
+	}
+	if grace > 10 {
 		return time.Duration(grace-5) * time.Second
 	}
 	return time.Duration(max(1, grace-1)) * time.Second

@@ -70,6 +70,7 @@ func TestBadValuesNameTheVariable(t *testing.T) {
 		"PACKET_MARK": {"0", "x", "4294967296"}, "ENABLE_ORIG_SRC": {"auto"}, "KEEPALIVE_TIME": {"180"},
 		"ZTUNNEL_WORKER_THREADS": {"-1", "0%", "101%", "x%", "x"}, "PROXY_MODE": {"dedicated"}, "PROXY_WORKLOAD_INFO": {"a/b/c"},
 		"XDS_ON_DEMAND": {"true"}, "FAKE_CA": {"true"}, "UNSTABLE_ENABLE_SOCKS5": {"true"}, "ENABLE_PROXY": {"false"}, "MAX_CONNECTIONS": {"-1"},
+		"TERMINATION_GRACE_PERIOD_SECONDS": {"30s"},
 	} {
 		for _, value := range bad {
 			_, err := parseConfig([]string{"--node-name=n"}, environment(variable, value), nil, t.Output())

@@ -58,6 +58,7 @@ func run(args []string, getenv func(string) string, _ io.Reader, stdout, stderr 
 	log := telemetry.NewLogger(stdout, format, levels)
 
 	limitThreads(config, getenv, log)
+	limitMemory(getenv, log)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, config, log, levels); err != nil {
