@@ -30,6 +30,7 @@ func agentCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.NodeName)
 	a := &agent{cfg: c, log: log}
+	a.keeper = newKeeper(&a.cfg.cni, &a.cfg.paths, log, a.health.installed.Store)
 	return a.run(ctx)
 }
 
@@ -48,6 +49,7 @@ type agent struct {
 	enroller *enroll.Enroller
 	flows    *flows.Table
 	api      *nodeapi.Server
+	keeper   *keeper
 	health   health
 }
 
@@ -217,15 +219,25 @@ func (a *agent) becomeReady(ctx context.Context) error {
 	}
 	defer stop()
 	a.enroller.Reconcile(ctx, enroll.Everything)
-	if err := a.cfg.cni.installWhenPossible(ctx, &a.cfg.paths, a.log); err != nil {
-		return err
+	g, ctx := errgroup.WithContext(ctx)
+	installed := make(chan struct{})
+	g.Go(func() error { return a.keeper.run(ctx, installed) })
+	g.Go(func() error { return a.sayReady(ctx, installed) })
+	return g.Wait()
+}
+
+// sayReady marks the node ready once plugin and entry are in place. From there on keeper says whether they are.
+func (a *agent) sayReady(ctx context.Context, installed <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-installed:
 	}
 	if err := nodeapi.MarkReady(a.cfg.RunDir); err != nil {
 		return err
 	}
 	a.enroller.MarkReady()
-	a.health.ready.Store(true)
+	a.health.started.Store(true)
 	a.log.Info("agent ready")
-	<-ctx.Done()
 	return nil
 }

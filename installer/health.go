@@ -18,8 +18,9 @@ import (
 
 // health is the agent's HTTP page: /metrics and /healthz/ready.
 type health struct {
-	ready atomic.Bool
-	addr  atomic.Value // net.Addr, once serving
+	started   atomic.Bool  // all that comes once is done
+	installed atomic.Bool  // plugin and entry are in place now
+	addr      atomic.Value // net.Addr, once serving
 }
 
 // serve listens if an address is configured and answers until stop is called.
@@ -50,8 +51,12 @@ func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
 }
 
 func (h *health) serveReady(w http.ResponseWriter, _ *http.Request) {
-	if !h.ready.Load() {
+	switch {
+	case !h.started.Load():
 		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	case !h.installed.Load():
+		http.Error(w, "plugin or conflist entry is not in place; the log says why", http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = io.WriteString(w, "ready\n")

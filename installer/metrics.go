@@ -22,18 +22,20 @@ type collector struct {
 }
 
 var (
-	ztunnelsDesc = prometheus.NewDesc("sluice_agent_ztunnels_connected", "Ztunnels connected over ZDS.", nil, nil)
-	podsDesc     = prometheus.NewDesc("sluice_pods", "Known pods by how far into the mesh they are.", []string{"state"}, nil)
-	troubleDesc  = prometheus.NewDesc("sluice_pods_troubled", "Pods that are not as they should be.", nil, nil)
-	verdictsDesc = prometheus.NewDesc("sluice_datapath_verdicts_total", "Verdicts of the datapath over all pods.", []string{"verdict"}, nil)
-	completeDesc = prometheus.NewDesc("sluice_destinations_complete", "Whether the set of mesh addresses is complete; until then all is captured.", nil, nil)
-	hostDesc     = prometheus.NewDesc("sluice_host_program_attached", "Whether a program that serves the whole node is attached.", []string{"program"}, nil)
-	trustDesc    = prometheus.NewDesc("sluice_host_probe_trusts_all", "Whether every process of the host passes for a probe.", nil, nil)
+	ztunnelsDesc  = prometheus.NewDesc("sluice_agent_ztunnels_connected", "Ztunnels connected over ZDS.", nil, nil)
+	podsDesc      = prometheus.NewDesc("sluice_pods", "Known pods by how far into the mesh they are.", []string{"state"}, nil)
+	troubleDesc   = prometheus.NewDesc("sluice_pods_troubled", "Pods that are not as they should be.", nil, nil)
+	verdictsDesc  = prometheus.NewDesc("sluice_datapath_verdicts_total", "Verdicts of the datapath over all pods.", []string{"verdict"}, nil)
+	completeDesc  = prometheus.NewDesc("sluice_destinations_complete", "Whether the set of mesh addresses is complete; until then all is captured.", nil, nil)
+	hostDesc      = prometheus.NewDesc("sluice_host_program_attached", "Whether a program that serves the whole node is attached.", []string{"program"}, nil)
+	trustDesc     = prometheus.NewDesc("sluice_host_probe_trusts_all", "Whether every process of the host passes for a probe.", nil, nil)
+	reinstallDesc = prometheus.NewDesc("sluice_cni_reinstalls_total", "Times that plugin or conflist entry had been overwritten and were put back.", nil, nil)
+	installedDesc = prometheus.NewDesc("sluice_cni_installed", "Whether plugin and conflist entry are in place.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc, completeDesc, hostDesc, trustDesc} {
+	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc, completeDesc, hostDesc, trustDesc, reinstallDesc, installedDesc} {
 		ch <- d
 	}
 }
@@ -53,6 +55,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		troubled += number(f.Troubled)
 	}
 	gauge(troubleDesc, troubled)
+	ch <- prometheus.MustNewConstMetric(reinstallDesc, prometheus.CounterValue, float64(c.a.keeper.reinstall.Load()))
+	gauge(installedDesc, number(c.a.health.installed.Load()))
 	if complete, err := c.a.node.Destinations().Complete(); err == nil {
 		gauge(completeDesc, number(complete))
 	}

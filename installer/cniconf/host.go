@@ -23,8 +23,10 @@ var ErrNoConfig = errors.New("no valid CNI configuration")
 // savedSuffix marks a bare configuration that our list stands in for. No runtime reads files with such a name.
 const savedSuffix = ".sluice-saved"
 
-// Primary returns the path of the configuration that a runtime uses: the first valid one by name, as the kubelet and
-// libcni choose. Returns an error wrapping [ErrNoConfig] if there is none, which says what is wrong with each candidate.
+// Primary returns the path of the configuration that a runtime uses, or would use without a list that is our own: the
+// first valid one by name, as the kubelet and libcni choose.
+//
+// Returns an error wrapping [ErrNoConfig] if there is none, which says what is wrong with each candidate.
 func Primary(dir string) (string, error) {
 	entries, err := os.ReadDir(dir) // sorted by name
 	if err != nil {
@@ -33,7 +35,7 @@ func Primary(dir string) (string, error) {
 	var reasons []error
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if e.IsDir() || !isConf(path) {
+		if e.IsDir() || !isConf(path) || e.Name() == OwnedName {
 			continue
 		}
 		if err := usable(path); err != nil {
@@ -76,7 +78,7 @@ func usable(path string) error {
 //
 // changed tells whether anything was written. Nothing is if the entry is there already. A list is replaced by rename,
 // keeping its mode and owner. A bare configuration X.conf is set aside as X.conf.sluice-saved in favour of a list
-// X.conflist; setting aside is the commit point.
+// X.conflist; setting aside is the commit point. A list that is our own is taken away afterwards.
 func Install(dir string, e Entry) (path string, changed bool, err error) {
 	unlock, err := lockDir(dir)
 	if err != nil {
@@ -86,7 +88,11 @@ func Install(dir string, e Entry) (path string, changed bool, err error) {
 	if path, changed, err = install(dir, e); err != nil {
 		return "", false, fmt.Errorf("install: %w", err)
 	}
-	return path, changed, nil
+	removed, err := removeOwned(dir)
+	if err != nil {
+		return "", false, fmt.Errorf("install: %w", err)
+	}
+	return path, changed || removed, nil
 }
 
 func install(dir string, e Entry) (path string, changed bool, err error) {

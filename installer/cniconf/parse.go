@@ -17,6 +17,7 @@ type list struct {
 	versions []string
 	// bare is set for the configuration of a single plugin; plugins is then empty.
 	bare    bool
+	kind    string // of the single plugin
 	plugins []plugin
 }
 
@@ -48,12 +49,15 @@ func parse(data []byte) (*list, error) {
 		return nil, err
 	}
 	plugins, isList := found["plugins"]
-	_, hasType := found["type"]
+	kind, hasType := found["type"]
 	switch {
 	case isList:
 		return l, l.readPlugins(plugins)
 	case hasType:
 		l.bare = true
+		if err := json.Unmarshal(data[kind.start:kind.end], &l.kind); err != nil {
+			return nil, fmt.Errorf("type: %s has the wrong type", data[kind.start:kind.end])
+		}
 		return l, nil
 	}
 	return nil, errors.New("plugins is missing, and so is type: neither a list nor the configuration of one plugin")

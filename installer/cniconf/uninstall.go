@@ -51,6 +51,9 @@ func uninstall(path string) (had bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if filepath.Base(path) == OwnedName {
+		return true, os.Remove(path) // the copy of a list that is there itself
+	}
 	return true, takeOut(path, data)
 }
 

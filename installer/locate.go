@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/sluice-mesh/sluice/installer/cniconf"
+	"github.com/sluice-mesh/sluice/installer/cri"
+)
+
+// auto has a folder found by itself.
+const auto = "auto"
+
+// places are the folders of the container runtime as this process sees them; an empty one is left alone.
+type places struct {
+	ConfDir, BinDir string
+	Source          string // who named them
+}
+
+// locate returns the folders that were given, and finds out those that are "auto": the runtime's own word, or else the
+// first of the known layouts that holds a configuration.
+//
+// Returns an error wrapping [cniconf.ErrNoConfig] if no runtime tells and there is none yet.
+func (c *cniConfig) locate(ctx context.Context) (*places, error) {
+	at := &places{c.ConfDir, c.BinDir, "flags"}
+	if c.ConfDir != auto && c.BinDir != auto {
+		return at, nil
+	}
+	conf, bin, source, err := c.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find CNI folders: %w", err)
+	}
+	at.Source = source
+	for _, d := range []struct {
+		given *string
+		found string
+	}{{&at.ConfDir, conf}, {&at.BinDir, bin}} {
+		if *d.given != auto {
+			continue
+		}
+		// A folder that is missing may come; until then there is no configuration in it.
+		if *d.given, err = cniconf.Under(c.HostRoot, d.found); err != nil {
+			return nil, fmt.Errorf("%s says %q: %w (%w)", source, d.found, cniconf.ErrNoConfig, err)
+		}
+	}
+	return at, nil
+}
+
+// find returns the node's paths.
+func (c *cniConfig) find(ctx context.Context) (conf, bin, source string, err error) {
+	info, runtimeErr := c.askRuntime(ctx)
+	if runtimeErr == nil {
+		return info.ConfDir, c.binDirOf(info), info.Name + " " + info.Version, nil
+	}
+	if c.CRISocket != "" && !errors.Is(runtimeErr, cri.ErrNotTold) {
+		return "", "", "", fmt.Errorf("%w (%w)", cniconf.ErrNoConfig, runtimeErr) // it may not run yet
+	}
+	layout, err := cniconf.FindLayout(c.HostRoot)
+	if err != nil {
+		return "", "", "", errors.Join(runtimeErr, err)
+	}
+	return layout.ConfDir, layout.BinDir, "layout " + layout.Name, nil
+}
+
+// binDirOf is the first of the runtime's folders that exists.
+func (c *cniConfig) binDirOf(info cri.Info) string {
+	for _, dir := range info.BinDirs {
+		if _, err := cniconf.Under(c.HostRoot, dir); err == nil {
+			return dir
+		}
+	}
+	return info.BinDirs[0]
+}
+
+// askRuntime asks the socket that was given, or else the usual ones until a runtime tells.
+func (c *cniConfig) askRuntime(ctx context.Context) (info cri.Info, err error) {
+	if c.CRISocket != "" {
+		return cri.Ask(ctx, c.CRISocket)
+	}
+	errs := []error{errors.New("no container runtime tells")}
+	for _, path := range cri.Sockets {
+		path = filepath.Join(c.HostRoot, path)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if info, err = cri.Ask(ctx, path); err == nil {
+			return info, nil
+		}
+		errs = append(errs, err)
+	}
+	return cri.Info{}, errors.Join(errs...)
+}

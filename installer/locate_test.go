@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sluice-mesh/sluice/installer/cniconf"
+)
+
+// rooted is a configuration that finds its folders below a root with these files.
+func rooted(t *testing.T, files map[string]string) *cniConfig {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &cniConfig{BinDir: auto, ConfDir: auto, Mode: modeChained, HostRoot: root}
+}
+
+func TestLocateTakesTheKnownLayoutWithoutRuntime(t *testing.T) {
+	c := rooted(t, map[string]string{"etc/cni/net.d/10-net.conflist": keptConf, "home/kubernetes/bin/ptp": "", "opt/cni/bin/loopback": ""})
+	at, err := c.locate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := places{filepath.Join(c.HostRoot, "etc/cni/net.d"), filepath.Join(c.HostRoot, "home/kubernetes/bin"), "layout GKE"}
+	if *at != want {
+		t.Errorf("got %+v, want %+v", *at, want)
+	}
+}
+
+func TestLocateWaitsForTheRuntimeItWasGiven(t *testing.T) {
+	c := rooted(t, map[string]string{"etc/cni/net.d/10-net.conflist": keptConf, "opt/cni/bin/ptp": ""})
+	c.CRISocket = filepath.Join(c.HostRoot, "none.sock")
+	if at, err := c.locate(t.Context()); !errors.Is(err, cniconf.ErrNoConfig) || !strings.Contains(err.Error(), "none.sock") {
+		t.Errorf("got %+v, %v, want an error that names the socket", at, err)
+	}
+}
+
+func TestLocateKeepsGivenFolders(t *testing.T) {
+	c := rooted(t, map[string]string{"etc/cni/net.d/10-net.conflist": keptConf, "opt/cni/bin/ptp": ""})
+	c.BinDir = "/elsewhere/bin"
+	at, err := c.locate(t.Context())
+	if err != nil || at.BinDir != "/elsewhere/bin" || at.ConfDir != filepath.Join(c.HostRoot, "etc/cni/net.d") {
+		t.Errorf("got %+v, %v", at, err)
+	}
+}
+
+// The primary CNI may be uninstalled first.
+func TestUninstallFindsWhatIsLeftWithoutPrimary(t *testing.T) {
+	c := rooted(t, map[string]string{"etc/cni/net.d/" + cniconf.OwnedName: `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp"},{"type":"sluice-cni"}]}`, "opt/cni/bin/sluice-cni": ""})
+	if _, err := c.locate(t.Context()); !errors.Is(err, cniconf.ErrNoConfig) {
+		t.Fatalf("got %v, want %v", err, cniconf.ErrNoConfig)
+	}
+	if err := c.uninstallAnywhere(slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"etc/cni/net.d/" + cniconf.OwnedName, "opt/cni/bin/sluice-cni"} {
+		if _, err := os.Stat(filepath.Join(c.HostRoot, name)); !os.IsNotExist(err) {
+			t.Errorf("%s: %v, want it gone", name, err)
+		}
+	}
+}
+
+func TestEntryExcludesTheAgentsOwnNamespace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		exclude, own, want string
+	}{
+		"plugin's default":        {"", "sluice-system", ""},
+		"no namespace":            {"", "", ""},
+		"another namespace":       {"", "mesh", "kube-system mesh"},
+		"beside those given":      {"a, b", "mesh", "a b mesh"},
+		"among those given":       {"a,mesh", "mesh", "a mesh"},
+		"default not among given": {"a", "sluice-system", "a sluice-system"},
+	} {
+		c := &cniConfig{Exclude: tc.exclude, OwnNamespace: tc.own}
+		if got := strings.Join(c.entry(&paths{}).ExcludeNamespaces, " "); got != tc.want {
+			t.Errorf("%s: got %q, want %q", name, got, tc.want)
+		}
+	}
+}
