@@ -89,6 +89,7 @@ func (z *ztunnel) start(ctx, life context.Context) error {
 			z.stop(err)
 		}
 	})
+	z.life.Go(func() { z.evictSeries(life) })
 	z.log.Info("ztunnel started", "version", version(), "node", z.config.NodeName)
 	return nil
 }

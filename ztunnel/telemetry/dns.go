@@ -12,6 +12,15 @@ import (
 type dnsMetrics struct {
 	requests, upstream, failures *prometheus.CounterVec
 	duration                     *prometheus.HistogramVec
+	used                         uses[DNSLabels]
+}
+
+func (d *dnsMetrics) drop(l DNSLabels) {
+	values := l.values()
+	d.requests.DeleteLabelValues(values...)
+	d.upstream.DeleteLabelValues(values...)
+	d.failures.DeleteLabelValues(values...)
+	d.duration.DeleteLabelValues(values...)
 }
 
 // DNSLabels name a time series of the metrics of queries. Comparable.
@@ -23,13 +32,7 @@ type DNSLabels struct {
 }
 
 func (l DNSLabels) values() []string {
-	values := []string{l.QueryType, l.Protocol, l.Service, l.Revision}
-	for i, v := range values {
-		if v == "" {
-			values[i] = "unknown"
-		}
-	}
-	return values
+	return orUnknown([]string{l.QueryType, l.Protocol, l.Service, l.Revision})
 }
 
 func (m *Metrics) registerDNS() {
@@ -46,10 +49,14 @@ func (m *Metrics) registerDNS() {
 }
 
 // DNSRequest counts a query.
-func (m *Metrics) DNSRequest(l DNSLabels) { m.dns.requests.WithLabelValues(l.values()...).Inc() }
+func (m *Metrics) DNSRequest(l DNSLabels) {
+	m.dns.used.note(l)
+	m.dns.requests.WithLabelValues(l.values()...).Inc()
+}
 
 // DNSUpstream counts a query that was passed on, how long that took, and whether it failed.
 func (m *Metrics) DNSUpstream(l DNSLabels, took time.Duration, failed bool) {
+	m.dns.used.note(l)
 	values := l.values()
 	m.dns.upstream.WithLabelValues(values...).Inc()
 	m.dns.duration.WithLabelValues(values...).Observe(took.Seconds())

@@ -15,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// StatsHandler serves the metrics at /metrics and /stats/prometheus.
+// StatsHandler serves the metrics at /metrics and /stats/prometheus, as OpenMetrics and compressed for those who ask.
 func StatsHandler(m *Metrics) http.Handler {
-	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 	polled := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.poll()
 		scrape.ServeHTTP(w, r)

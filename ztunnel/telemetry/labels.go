@@ -53,7 +53,7 @@ func (l Labels) values(flags string) []string {
 		security = "mutual_tls"
 	}
 	s, d := l.Source, l.Destination
-	values := []string{
+	return orUnknown([]string{
 		string(l.Reporter),
 		s.Workload, s.CanonicalService, s.CanonicalRevision, s.Namespace,
 		s.Principal, s.CanonicalService, s.CanonicalRevision, s.Cluster,
@@ -62,7 +62,11 @@ func (l Labels) values(flags string) []string {
 		d.Principal, d.CanonicalService, d.CanonicalRevision, d.Cluster,
 		"tcp", flags, security,
 		s.Region, s.Zone, d.Region, d.Zone,
-	}
+	})
+}
+
+// orUnknown puts the reference's word for what is missing into values.
+func orUnknown(values []string) []string {
 	for i, v := range values {
 		if v == "" {
 			values[i] = "unknown"

@@ -22,6 +22,11 @@ type Metrics struct {
 	xdsMessages, xdsBytes  *prometheus.CounterVec
 	dns                    dnsMetrics
 	dnsRefused             *prometheus.CounterVec
+	onDemandDNS            *prometheus.CounterVec
+	onDemandUsed           uses[onDemandLabels]
+	crlRejected            *prometheus.CounterVec
+	crlUntracked           *prometheus.CounterVec
+	evicted                prometheus.Counter
 
 	ActivePods, PendingPods prometheus.Gauge
 	PodsStarted, PodsEnded  prometheus.Counter
@@ -51,6 +56,10 @@ func NewMetrics(version string) *Metrics {
 	m.PodsStarted = m.counter("workload_manager_proxies_started_total", "Pods that began to be served.")
 	m.PodsEnded = m.counter("workload_manager_proxies_stopped_total", "Pods that are no longer served.")
 	m.Destinations = m.gauge("sluice_destinations", "Addresses whose traffic the kernel hands to ztunnel.")
+	m.onDemandDNS = m.counterVec("istio_on_demand_dns_total", "Look-ups of host names of workloads without addresses.", onDemandNames...)
+	m.crlRejected = m.counterVec("istio_crl_policy_rejections_total", "Peers refused because their certificate is revoked.", "reporter")
+	m.crlUntracked = m.counterVec("istio_crl_untracked_connections_total", "Connections that are not watched for revocation.", "reporter")
+	m.evicted = m.counter("sluice_series_dropped_total", "Sets of labels dropped because their workload is gone.")
 	m.registerDNS()
 	build := m.gaugeVec("istio_build", "The running version.", "component", "tag")
 	build.WithLabelValues("ztunnel", version).Set(1)

@@ -4,6 +4,8 @@ package telemetry
 
 import (
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -27,6 +29,12 @@ type Series struct {
 	metrics                        *Metrics
 	labels                         Labels
 	opened, closed, sent, received prometheus.Counter
+
+	open atomic.Int64 // connections; raised only with the metrics' lock held
+	used atomic.Int64 // when one began or ended last, Unix time in ns
+
+	mu    sync.Mutex
+	flags map[Flags]struct{} // failures that were counted
 }
 
 // Series returns the counters for labels.
@@ -37,22 +45,58 @@ func (m *Metrics) Series(labels Labels) *Series {
 	if ok {
 		return s
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s, ok = m.series[labels]; ok {
+		return s
+	}
 	values := labels.values(string(FlagNone))
 	s = &Series{
-		metrics: m, labels: labels,
+		metrics: m, labels: labels, flags: map[Flags]struct{}{},
 		opened: m.opened.WithLabelValues(values...), closed: m.closed.WithLabelValues(values...),
 		sent: m.sent.WithLabelValues(values...), received: m.received.WithLabelValues(values...),
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	s.used.Store(time.Now().UnixNano())
 	m.series[labels] = s
 	return s
 }
 
 // Open counts a new connection. The caller ends it with [Conn.Close].
 func (s *Series) Open() *Conn {
+	for !s.enter() {
+		s = s.metrics.Series(s.labels) // evicted since it was looked up
+	}
 	s.opened.Inc()
 	return &Conn{series: s}
+}
+
+// enter keeps s from being evicted, unless it has been already.
+func (s *Series) enter() bool {
+	s.metrics.mu.RLock()
+	defer s.metrics.mu.RUnlock()
+	if s.metrics.series[s.labels] != s {
+		return false
+	}
+	s.open.Add(1)
+	return true
+}
+
+func (s *Series) failed(flags Flags) {
+	s.mu.Lock()
+	s.flags[flags] = struct{}{}
+	s.mu.Unlock()
+	s.metrics.failed.WithLabelValues(s.labels.values(string(flags))...).Inc()
+}
+
+// drop takes what s counted out of the metrics.
+func (s *Series) drop() {
+	values := s.labels.values(string(FlagNone))
+	for _, v := range []*prometheus.CounterVec{s.metrics.opened, s.metrics.closed, s.metrics.sent, s.metrics.received} {
+		v.DeleteLabelValues(values...)
+	}
+	for flags := range s.flags {
+		s.metrics.failed.DeleteLabelValues(s.labels.values(string(flags))...)
+	}
 }
 
 // Conn counts one connection. Safe for concurrent use.
@@ -96,7 +140,8 @@ func (c *Conn) Close(received, sent uint64, flags Flags) {
 	c.closed = true
 	c.series.closed.Inc()
 	if flags != FlagNone {
-		s := c.series
-		s.metrics.failed.WithLabelValues(s.labels.values(string(flags))...).Inc()
+		c.series.failed(flags)
 	}
+	c.series.used.Store(time.Now().UnixNano())
+	c.series.open.Add(-1)
 }
