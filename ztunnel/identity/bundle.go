@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -31,6 +32,17 @@ func (b *Bundle) Expired(now time.Time) bool { return now.After(b.Cert.Leaf.NotA
 func (b *Bundle) halfLife() time.Time {
 	leaf := b.Cert.Leaf
 	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+}
+
+// issuers are the certificates of CAs that came with ours.
+func (b *Bundle) issuers() []*x509.Certificate {
+	all := slices.Clone(b.RootCerts)
+	for _, der := range b.Cert.Certificate[1:] {
+		if cert, err := x509.ParseCertificate(der); err == nil {
+			all = append(all, cert)
+		}
+	}
+	return all
 }
 
 // newBundle accepts a CA's answer: leaf first, then intermediates, the root or roots in the last element.

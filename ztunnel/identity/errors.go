@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/big"
 	"strings"
 	"time"
 )
@@ -83,6 +84,22 @@ func (e *UntrustedError) Error() string {
 }
 
 func (e *UntrustedError) Unwrap() error { return e.Err }
+
+// RevokedError means that a certificate of the peer's chain was taken back by its issuer.
+type RevokedError struct {
+	Peer         []string // URI names of the leaf
+	Intermediate bool     // not the leaf itself is revoked
+	Serial       *big.Int // of what is
+	Since        time.Time
+}
+
+func (e *RevokedError) Error() string {
+	what := "certificate"
+	if e.Intermediate {
+		what = "intermediate certificate"
+	}
+	return fmt.Sprintf("%s %x of %s was revoked at %s", what, e.Serial, list(e.Peer), stamp(e.Since))
+}
 
 func list(names []string) string {
 	if len(names) == 0 {

@@ -90,7 +90,11 @@ func (m *Manager) request(ctx context.Context, id Identity) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newBundle(id, key, chain, time.Now())
+	b, err := newBundle(id, key, chain, time.Now())
+	if err == nil {
+		m.cfg.CRL.learn(b.issuers())
+	}
+	return b, err
 }
 
 func (m *Manager) finishLocked(e *entry, b *Bundle, err error) {

@@ -30,7 +30,9 @@ type Config struct {
 	// BackoffMin is the wait after a first failure (1 s); it doubles up to BackoffMax (150 s), give or take a fifth.
 	BackoffMin, BackoffMax time.Duration
 	// TLS says what handshakes may agree on (TLS 1.3, all groups).
-	TLS    TLSPolicy
+	TLS TLSPolicy
+	// CRL refuses peers whose certificates were revoked (nil: none is).
+	CRL    *CRL
 	Logger *slog.Logger
 }
 
