@@ -79,6 +79,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		Hold: z.certs.Hold, Release: z.certs.Release,
 		Metrics: z.metrics, Access: z.access, Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
+		LocalhostAppTunnel: z.config.LocalhostAppTunnel,
 	})
 	z.mu.Lock()
 	defer z.mu.Unlock()

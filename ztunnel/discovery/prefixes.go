@@ -62,16 +62,22 @@ func (p *prefixes) find(a netip.Addr, clientNamespace string) *Service {
 	return best
 }
 
-// contains reports whether a service has a range with the address in it.
-func (p *prefixes) contains(a netip.Addr) bool {
+// at lists the services that have a range with the address in it, narrow ranges first.
+func (p *prefixes) at(a netip.Addr) []*Service {
 	if p == nil {
-		return false
+		return nil
 	}
-	return slices.ContainsFunc(p.sorted, func(length int) bool {
-		prefix, err := a.Prefix(length)
-		return err == nil && len(p.services.all(prefix)) > 0
-	})
+	var list []*Service
+	for _, length := range p.sorted {
+		if prefix, err := a.Prefix(length); err == nil {
+			list = append(list, p.services.all(prefix)...)
+		}
+	}
+	return list
 }
+
+// contains reports whether a service has a range with the address in it.
+func (p *prefixes) contains(a netip.Addr) bool { return len(p.at(a)) > 0 }
 
 // all lists every service once per range, in no order.
 func (p *prefixes) all() []*Service {

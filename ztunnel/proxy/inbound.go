@@ -60,16 +60,21 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 	if err != nil {
 		return p.rejected(s, err)
 	}
-	input := policy.Input{Source: policy.Identity(id), SourceIP: src.Addr(), Dest: to}
+	input := policy.Input{Source: policy.Identity(id), SourceIP: src.Addr(), Dest: to.to}
 	if err := f.check(func() error { return p.allowed(self, input) }); err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnauthorized})
 	}
-	app, err := p.deliver(ctx, src.Addr(), to)
+	app, err := p.connectApp(ctx, src.Addr(), to)
 	if err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnavailable})
 	}
 	stream, err := s.Accept([]hbone.Header{{Name: "baggage", Value: baggage(self)}})
 	if err != nil {
+		abort(app)
+		return err
+	}
+	if err := p.introduce(app, to, src, id); err != nil {
+		stream.Reset(hbone.CodeConnect)
 		abort(app)
 		return err
 	}

@@ -47,6 +47,8 @@ type Config struct {
 	ClusterID string
 	// Redirected means that a foreign agent's rules bring connections here, and conntrack knows where they went.
 	Redirected bool
+	// LocalhostAppTunnel: applications that take PROXY protocol headers are connected to over loopback.
+	LocalhostAppTunnel bool
 }
 
 // Proxy carries the connections of all pods of a node.

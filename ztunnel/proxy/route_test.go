@@ -224,6 +224,10 @@ func TestInboundAuthorities(t *testing.T) {
 		service("gate", "10.1.0.8", []uint16{15008, 15008}),
 		service("web", "10.1.0.1", []uint16{80, 8080}),
 		service("named", "10.1.0.2", []uint16{80, 0}),
+		service("private", "10.1.0.4", []uint16{80, 80}, func(s *discovery.Service) {
+			s.Namespace, s.Private, s.Waypoint = "elsewhere", true, gatewayNamed("gate")
+			s.CIDRVIPs = append(s.CIDRVIPs, discovery.NetworkPrefix{Prefix: netip.MustParsePrefix("10.2.0.0/16")})
+		}),
 		service("mine", "10.1.0.3", []uint16{80, 80}, func(s *discovery.Service) { s.Waypoint = gatewayNamed("gate") }),
 	)
 	for _, tc := range []struct {
@@ -245,6 +249,8 @@ func TestInboundAuthorities(t *testing.T) {
 		{"pod I am the waypoint of", "waypoint", "10.0.0.9", "10.0.0.5:80", "10.0.0.9:80", 0},
 		{"the same, by host name", "waypoint", "10.0.0.9", "10.0.0.6:80", "10.0.0.9:80", 0},
 		{"service I am the waypoint of", "waypoint", "10.0.0.9", "10.1.0.3:80", "10.0.0.9:80", 0},
+		{"the same, of which my namespace must not know", "waypoint", "10.0.0.9", "10.1.0.4:80", "10.0.0.9:80", 0},
+		{"the same, by a range of addresses", "waypoint", "10.0.0.9", "10.2.3.4:80", "10.0.0.9:80", 0},
 		{"service I am not the waypoint of", "waypoint", "10.0.0.9", "10.1.0.1:80", "ip mismatch", 400},
 		{"application tunnel", "tunnel", "10.0.0.10", "10.7.7.7:80", "10.0.0.10:15088", 0},
 	} {
@@ -253,8 +259,8 @@ func TestInboundAuthorities(t *testing.T) {
 			self := store.WorkloadByUID("Kubernetes//Pod/default/" + tc.self)
 			got, err := r.inbound(self, netip.MustParseAddr(tc.local), tc.authority)
 			if err == nil {
-				if tc.status != 0 || got.String() != tc.want {
-					t.Errorf("got %s, want %s (status %d)", got, tc.want, tc.status)
+				if tc.status != 0 || got.to.String() != tc.want {
+					t.Errorf("got %s, want %s (status %d)", got.to, tc.want, tc.status)
 				}
 				return
 			}
