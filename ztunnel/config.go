@@ -33,7 +33,7 @@ type Config struct {
 	XDSHeaders, CAHeaders map[string]string `json:"-"` // may be secrets
 	// LocalXDSPath is a file of what xDS would bring, LocalXDS the same as text.
 	LocalXDSPath string
-	LocalXDS     string
+	LocalXDS     string `json:"-"` // may be long, and is in the dump already
 
 	NodeName       string
 	PodName        string

@@ -51,7 +51,7 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 	}
 	z.makeManager(life, node)
 	select {
-	case <-z.xds.Synced():
+	case <-z.synced:
 	case <-ctx.Done():
 		return nil
 	}

@@ -196,6 +196,43 @@ func TestBecomesReadyStepByStepAndQuits(t *testing.T) {
 	p.wantExit(exitOK)
 }
 
+func TestLocalFileStandsInForTheControlPlane(t *testing.T) {
+	p := start(t, false, "--xds-address=", "--ca-address=unix:///nowhere/ca.sock", "--local-xds-path=discovery/testdata/local.yaml")
+	p.wantReady("not ready, pending: workload proxy manager")
+	_ = p.snapshot()
+	p.wantReady("ready")
+	dump, err := fetch("GET", "http://"+p.admin+"/config_dump")
+	if err != nil || !strings.Contains(dump, `"uid": "cluster1//v1/Pod/default/local"`) {
+		t.Errorf("config dump: got %v, %s", err, dump)
+	}
+	if _, err := fetch("POST", "http://"+p.admin+"/quitquitquit"); err != nil {
+		t.Fatal(err)
+	}
+	p.wantExit(exitOK)
+}
+
+func TestLocalFileStandsBesideTheControlPlane(t *testing.T) {
+	p := start(t, false, "--local-xds=workloads: [{name: a, namespace: b, workloadIps: [], services: {}}]")
+	p.wantReady("not ready, pending: state manager")
+	p.serveControlPlane()
+	p.wantReady("not ready, pending: workload proxy manager")
+	if dump, err := fetch("GET", "http://"+p.admin+"/config_dump"); err != nil || !strings.Contains(dump, `"uid": "Kubernetes//Pod/b/a"`) {
+		t.Errorf("config dump: got %v, %s", err, dump)
+	}
+	if _, err := fetch("POST", "http://"+p.admin+"/quitquitquit"); err != nil {
+		t.Fatal(err)
+	}
+	p.wantExit(exitOK)
+}
+
+func TestBadLocalFileEndsWithAnError(t *testing.T) {
+	p := start(t, false, "--local-xds=pods: []")
+	p.wantExit(exitFailed)
+	if !strings.Contains(p.stdout.String(), "local xds LOCAL_XDS: ") {
+		t.Error("the log does not name the source")
+	}
+}
+
 func TestSignalEndsBeforeAnythingAnswered(t *testing.T) {
 	p := start(t, false)
 	p.wantReady("not ready")

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,8 +39,9 @@ type ztunnel struct {
 	ready   telemetry.Readiness
 
 	store *discovery.Store
-	xds   *discovery.Client
-	certs *identity.Manager
+	// synced is closed when the control plane has said what there is.
+	synced <-chan struct{}
+	certs  *identity.Manager
 	// proxy and pods are set when the datapath is open; read them after orders only, or under mu.
 	mu    sync.Mutex
 	proxy *proxy.Proxy
@@ -121,31 +121,21 @@ func (z *ztunnel) servePages(life context.Context) error {
 	return nil
 }
 
-// followControlPlane starts xDS and makes the certificate manager.
+// followControlPlane fills the store and makes the certificate manager.
 //
 // Both go on while draining: policies must hold for the connections that are left.
 func (z *ztunnel) followControlPlane(life context.Context) error {
-	c := z.config
-	server := identity.ControlPlane{Address: c.XDSAddress, RootCA: c.XDSRootCA, Token: c.AuthToken, ClusterID: c.ClusterID}
-	var err error
-	z.xds, err = discovery.NewClient(discovery.Config{
-		ControlPlane: server,
-		Node: discovery.Node{
-			InstanceIP: c.InstanceIP, PodName: cmp.Or(c.PodName, c.NodeName), Namespace: c.Namespace,
-			NodeName: c.NodeName, ClusterID: c.ClusterID, Network: c.Network, Metadata: c.Metadata,
-		},
-		Store: z.store, Counters: z.metrics, Logger: telemetry.Scope(z.log, "xds"),
-	})
-	if err != nil {
+	if err := z.loadLocal(); err != nil {
+		return err
+	}
+	if err := z.followXDS(life); err != nil {
 		return fmt.Errorf("xds: %w", err)
 	}
-	server.Address, server.RootCA = cmp.Or(c.CAAddress, c.XDSAddress), cmp.Or(c.CARootCA, c.XDSRootCA)
-	ca, err := identity.NewCAClient(server, c.SecretTTL)
+	ca, err := identity.NewCAClient(z.config.caServer(), z.config.SecretTTL)
 	if err != nil {
 		return fmt.Errorf("certificate authority: %w", err)
 	}
 	z.certs = identity.NewManager(identity.Config{CA: ca, Logger: telemetry.Scope(z.log, "identity")})
-	z.life.Go(func() { _ = z.xds.Run(life) })
 	z.life.Go(func() {
 		<-life.Done()
 		z.certs.Close()

@@ -162,6 +162,7 @@ func TestCAFailures(t *testing.T) {
 	writeFile(t, strange, pemText(newAuthority(t).root))
 	writeFile(t, empty, "\n")
 	address := "https://" + listener.Addr().String()
+	localhost := strings.Replace(address, "127.0.0.1", "localhost", 1)
 	for _, test := range []struct {
 		name   string
 		server ControlPlane
@@ -169,7 +170,9 @@ func TestCAFailures(t *testing.T) {
 	}{
 		{"refused by the CA", ControlPlane{Address: address, RootCA: root}, "code = Unauthenticated desc = impersonation failed: no such pod on the node"},
 		{"server of another root", ControlPlane{Address: address, RootCA: strange}, "certificate signed by unknown authority"},
-		{"server of another name", ControlPlane{Address: address, RootCA: root, ServerName: "istiod.example"}, "wanted to match istiod.example"},
+		{"server of another name", ControlPlane{Address: localhost, RootCA: root}, "but wanted to match localhost"},
+		{"server of two other names", ControlPlane{Address: localhost, RootCA: root, ServerName: "istiod.example"}, "but wanted to match localhost"},
+		{"server of the other name", ControlPlane{Address: localhost, RootCA: root, ServerName: "127.0.0.1"}, "impersonation failed"},
 		{"root file missing", ControlPlane{Address: address, RootCA: filepath.Join(dir, "none")}, "control plane root: open "},
 		{"root file without certificate", ControlPlane{Address: address, RootCA: empty}, "control plane root: no PEM certificate in"},
 		{"system roots", ControlPlane{Address: address, RootCA: "SYSTEM"}, "certificate signed by unknown authority"},

@@ -33,7 +33,7 @@ type ControlPlane struct {
 	// RootCA says what the server's certificate must lead to: PEM text, or a file of it that is re-read for each
 	// connection. Empty or "SYSTEM" means the system's roots. Unused for unix.
 	RootCA string
-	// ServerName is accepted instead of Address's host if not empty.
+	// ServerName, if not empty, is accepted in the server's certificate as well as Address's host, as the reference does.
 	ServerName string
 	// Token is the bearer token, or, if there is a slash in it, a file that is re-read for each call.
 	// Empty means none. Unused for unix, where it would be readable on the way.
@@ -108,22 +108,19 @@ func (c ControlPlane) Dial() (*grpc.ClientConn, error) {
 
 // tls verifies by hand so that the root file is read for each connection, and its rotation needs no restart.
 func (c ControlPlane) tls(target string) *tls.Config {
-	name := c.ServerName
-	if name == "" {
-		name, _, _ = net.SplitHostPort(target)
-	}
+	host, _, _ := net.SplitHostPort(target)
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		ServerName:         name,
+		ServerName:         host,
 		InsecureSkipVerify: true, // VerifyConnection does it
 		VerifyConnection: func(state tls.ConnectionState) error {
-			return c.verify(state, name)
+			return c.verify(state, host)
 		},
 	}
 }
 
-func (c ControlPlane) verify(state tls.ConnectionState, name string) error {
-	options := x509.VerifyOptions{DNSName: name, Intermediates: x509.NewCertPool()}
+func (c ControlPlane) verify(state tls.ConnectionState, host string) error {
+	options := x509.VerifyOptions{DNSName: host, Intermediates: x509.NewCertPool()}
 	var err error
 	if options.Roots, err = c.roots(); err != nil {
 		return fmt.Errorf("control plane root: %w", err)
@@ -135,6 +132,12 @@ func (c ControlPlane) verify(state tls.ConnectionState, name string) error {
 		options.Intermediates.AddCert(cert)
 	}
 	_, err = state.PeerCertificates[0].Verify(options)
+	if err != nil && c.ServerName != "" {
+		options.DNSName = c.ServerName
+		if _, other := state.PeerCertificates[0].Verify(options); other == nil {
+			return nil
+		}
+	}
 	return err
 }
 
