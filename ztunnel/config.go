@@ -110,8 +110,13 @@ func parseConfig(args []string, getenv func(string) string, environ []string, ou
 		flags.PrintDefaults()
 	}
 	s := &settings{flags: flags, getenv: getenv}
-	d := defaultsFor(s, environ)
+	mesh, err := readProxyConfig(getenv("PROXY_CONFIG"), meshFile)
+	if err != nil {
+		s.errs = append(s.errs, err)
+	}
+	d := defaultsFor(s, mesh, environ)
 	c.fromEnviron(s, environ)
+	mesh.addTo(c.Metadata)
 	c.declare(s, d)
 	if err := flags.Parse(args); err != nil {
 		return nil, errors.Join(append(s.errs, err)...)
@@ -133,12 +138,15 @@ Usage: ztunnel [proxy [ztunnel]] [flags]
 Flags, each with the environment variable that sets its default:
 `
 
-func defaultsFor(s *settings, environ []string) defaults {
+func defaultsFor(s *settings, mesh proxyConfig, environ []string) defaults {
 	d := defaults{
 		xdsAddress:   "unix:///run/sluice/controlplane.sock",
 		authToken:    "./var/run/secrets/tokens/istio-token",
 		statsAddress: ":15020", adminAddress: "127.0.0.1:15000",
 		drainTimeout: drainDefault(s),
+	}
+	if err := mesh.apply(&d); err != nil {
+		s.errs = append(s.errs, err)
 	}
 	// Where nothing has a meaning of its own, a variable that is set to nothing says it.
 	if slices.Contains(environ, "XDS_ADDRESS=") {
@@ -154,6 +162,7 @@ func defaultsFor(s *settings, environ []string) defaults {
 func (c *Config) fromEnviron(s *settings, environ []string) {
 	var err error
 	if c.Metadata, err = discovery.MetadataFromEnv(environ); err != nil {
+		c.Metadata = map[string]any{}
 		s.errs = append(s.errs, fmt.Errorf("environment %w", err))
 	}
 	c.XDSHeaders = s.headers("XDS_HEADER_", environ)
