@@ -76,7 +76,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
 			return identity.ClientTLS(z.certs, id, expected)
 		},
-		Hold: z.certs.Hold, Release: z.certs.Release,
+		Hold: z.certs.Hold, Release: z.certs.Release, CRL: z.crl,
 		Metrics: z.metrics, Access: z.access, Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
 		LocalhostAppTunnel: z.config.LocalhostAppTunnel,

@@ -42,6 +42,7 @@ type ztunnel struct {
 	// synced is closed when the control plane has said what there is.
 	synced <-chan struct{}
 	certs  *identity.Manager
+	crl    *identity.CRL // nil if none is configured
 	// proxy and pods are set when the datapath is open; read them after orders only, or under mu.
 	mu    sync.Mutex
 	proxy *proxy.Proxy
@@ -135,7 +136,13 @@ func (z *ztunnel) followControlPlane(life context.Context) error {
 	if err != nil {
 		return fmt.Errorf("certificate authority: %w", err)
 	}
-	z.certs = identity.NewManager(identity.Config{CA: ca, Logger: telemetry.Scope(z.log, "identity")})
+	certs, err := z.certificates()
+	if err != nil {
+		return err
+	}
+	certs.CA = ca
+	z.crl, z.certs = certs.CRL, identity.NewManager(certs)
+	z.life.Go(func() { z.followRevocations(life) })
 	z.life.Go(func() {
 		<-life.Done()
 		z.certs.Close()

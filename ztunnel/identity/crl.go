@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +34,8 @@ type CRL struct {
 	text     []byte
 	lists    []*revocations
 	issuers  []*x509.Certificate
-	watchers []func()
+	watchers map[int]func()
+	watched  int // numbers them
 }
 
 // OpenCRL reads the file; one that cannot be read or parsed is an error. It is read again by [CRL.Watch] or [CRL.Reload].
@@ -42,7 +44,7 @@ func OpenCRL(path string, log *slog.Logger) (*CRL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CRL file %q: %w", path, err)
 	}
-	c := &CRL{path: absolute, log: log, settle: crlSettle}
+	c := &CRL{path: absolute, log: log, settle: crlSettle, watchers: map[int]func(){}}
 	if err := c.Reload(); err != nil {
 		return nil, err
 	}
@@ -67,7 +69,7 @@ func (c *CRL) Reload() error {
 	}
 	c.mu.Lock()
 	c.text, c.lists = text, lists
-	watchers := slices.Clone(c.watchers)
+	watchers := slices.Collect(maps.Values(c.watchers))
 	c.logStrangersLocked()
 	c.mu.Unlock()
 	revoked := 0
@@ -92,14 +94,22 @@ func readLimited(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// OnChange has changed called after each change of the lists, from the goroutine that read them.
-func (c *CRL) OnChange(changed func()) {
+// OnChange has changed called after each change of the lists, from the goroutine that read them, until stop. A call that
+// is under way may outlast stop.
+func (c *CRL) OnChange(changed func()) (stop func()) {
 	if c == nil {
-		return
+		return func() {}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.watchers = append(c.watchers, changed)
+	c.watched++
+	number := c.watched
+	c.watchers[number] = changed
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.watchers, number)
+	}
 }
 
 // Check returns a [*RevokedError] if a certificate of a peer's chain, leaf first, is revoked. The chain was verified before.

@@ -74,7 +74,7 @@ func TestUpgradeRefusesAndBreaksNothing(t *testing.T) {
 	meshLoad, plainLoad := w.load(w.client.Pod, echo.Addr), w.load(w.legacy, echo.Addr)
 	meshLoad.more(t, 5)
 
-	next := w.newProxy()
+	next := w.newProxy(nil)
 	for name, e := range map[string]*enrolled{"client": w.client, "server": w.server} {
 		t.Cleanup(w.serve(next, e, name).Stop)
 	}

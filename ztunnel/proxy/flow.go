@@ -146,6 +146,9 @@ func (f *flow) end(ctx context.Context, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	verdict, flags, policy := verdictOf(err, f.carried)
+	if flags == telemetry.FlagCertRevoked {
+		p.Metrics.CRLRejected(f.reporter)
+	}
 	p.Metrics.Verdict(string(f.access.Direction), string(verdict))
 	f.access.Verdict, f.access.Policy, f.access.Err = string(verdict), policy, err
 	f.access.Sent, f.access.Received, f.access.Duration = fromApp, toApp, time.Since(f.began)

@@ -41,7 +41,7 @@ func newForeignWorld(t *testing.T) *world {
 		t.Fatalf("%v: install iptables", err)
 	}
 	w := &world{t: t, host: testutil.NewNode(t), ca: testCA{testutil.NewCA(t)}, store: discovery.NewStore()}
-	w.proxy = w.newProxy()
+	w.proxy = w.newProxy(nil)
 	w.proxy.Redirected, w.proxy.router.redirected = true, true
 	w.proxy.sockets = inpod.NewSockets(t.Context(), inpod.SetMark)
 	w.client, w.server = w.enrolForeign(w.proxy, "client"), w.enrolForeign(w.proxy, "server")
@@ -125,7 +125,7 @@ func TestForeignPodCannotCallZtunnelsOwnPorts(t *testing.T) {
 func TestForeignListenersAreSharedWithTheNextZtunnel(t *testing.T) {
 	w := newForeignWorld(t)
 	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
-	next := w.newProxy()
+	next := w.newProxy(nil)
 	next.Redirected, next.router.redirected = true, true
 	next.sockets = inpod.NewSockets(t.Context(), inpod.SetMark)
 	for name, e := range map[string]*enrolled{"client": w.client, "server": w.server} {

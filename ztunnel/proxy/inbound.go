@@ -56,6 +56,9 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 		describeInbound(a, peer, self, svc)
 		a.Src.Identity, a.Dst.Identity = id.String(), self.Identity().String()
 	})
+	if err := p.revoked(s.ConnState()); err != nil {
+		return p.rejected(s, &rejection{refuse(VerdictRevoked, "%w", err), statusUnauthorized})
+	}
 	to, err := p.router.inbound(self, local.Addr(), s.Authority())
 	if err != nil {
 		return p.rejected(s, err)

@@ -90,6 +90,10 @@ func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, fr
 	if err != nil {
 		return nil, connectRefusal(err, route)
 	}
+	if err := p.revoked(stream.ConnState()); err != nil {
+		stream.Reset(hbone.CodeConnect)
+		return nil, err
+	}
 	return stream, nil
 }
 

@@ -26,6 +26,8 @@ type podProxy struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	stopRevocations func()
+
 	clients clients // whose connections are carried in plaintext
 
 	mu        sync.Mutex

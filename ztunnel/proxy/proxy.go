@@ -38,6 +38,9 @@ type Config struct {
 	// Hold has an identity's certificate fetched ahead of its first use and kept; Release takes one Hold back. Neither
 	// waits.
 	Hold, Release func(identity.Identity)
+	// CRL cuts the connections of peers that it revokes later; their handshakes are refused by ServerTLS and ClientTLS.
+	// Nil revokes nothing.
+	CRL *identity.CRL
 
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
@@ -95,5 +98,6 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProx
 	context.AfterFunc(ctx, func() { _ = pp.pool.Close(ctx) })
 	pp.Replace(l)
 	go pp.prefetch(ctx)
+	pp.watchRevocations()
 	return pp
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sluice-mesh/sluice/ztunnel/identity"
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
 
@@ -45,6 +46,7 @@ const (
 	VerdictAddressMismatch Verdict = "refused-ip-mismatch"
 	VerdictAppTunnel       Verdict = "refused-application-tunnel"
 	VerdictStopped         Verdict = "refused-stopped"
+	VerdictRevoked         Verdict = "refused-revoked"
 )
 
 // Errors that end connections which were already carried.
@@ -89,7 +91,10 @@ func policyChange(err error) error {
 // verdictOf returns what err says about the connection; carried is how the connection would be carried without it.
 func verdictOf(err error, carried Verdict) (v Verdict, f telemetry.Flags, policy string) {
 	var r *refusal
+	var revoked *identity.RevokedError
 	switch {
+	case errors.As(err, &revoked): // in the handshake, or since
+		return VerdictRevoked, telemetry.FlagCertRevoked, ""
 	case errors.As(err, &r):
 		return r.verdict, r.flags, r.policy
 	case errors.Is(err, errPodStopped), errors.Is(err, errForcedDrain):

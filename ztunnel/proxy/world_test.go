@@ -45,6 +45,7 @@ type testProxy struct {
 	log     *logBuffer
 	metrics *telemetry.Metrics
 	sockets *inpod.Sockets
+	certs   *identity.Manager
 }
 
 // enrolled is a pod of the mesh with the sockets that an agent would hold.
@@ -65,7 +66,7 @@ func newWorld(t testing.TB) *world {
 	}
 	t.Cleanup(func() { _ = node.Close() })
 	w := &world{t: t, host: testutil.NewNode(t), node: node, ca: testCA{testutil.NewCA(t)}, store: discovery.NewStore()}
-	w.proxy = w.newProxy()
+	w.proxy = w.newProxy(nil)
 	w.client, w.server = w.enrol("client"), w.enrol("server")
 	w.legacy = w.host.Pod(t, "legacy")
 	d := node.Destinations()
@@ -78,19 +79,20 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-func (w *world) newProxy() *testProxy {
+// newProxy: crl may be nil.
+func (w *world) newProxy(crl *identity.CRL) *testProxy {
 	log := &logBuffer{t: w.t}
 	levels, err := telemetry.ParseLevels("debug")
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	logger := telemetry.NewLogger(log, telemetry.Text, levels)
-	certs := identity.NewManager(identity.Config{CA: w.ca})
+	certs := identity.NewManager(identity.Config{CA: w.ca, CRL: crl})
 	ctx, cancel := context.WithCancel(context.Background())
 	w.t.Cleanup(func() { cancel(); certs.Close() })
 	metrics := telemetry.NewMetrics("test")
 	return &testProxy{
-		log: log, metrics: metrics,
+		log: log, metrics: metrics, certs: certs,
 		sockets: inpod.NewSockets(ctx, w.tag),
 		Proxy: New(ctx, Config{
 			Store:     w.store,
@@ -98,7 +100,7 @@ func (w *world) newProxy() *testProxy {
 			ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
 				return identity.ClientTLS(certs, id, expected)
 			},
-			Hold: certs.Hold, Release: certs.Release,
+			Hold: certs.Hold, Release: certs.Release, CRL: crl,
 			Metrics: metrics, Access: telemetry.NewAccessLog(logger), Log: logger.With("scope", "proxy"), ClusterID: "Kubernetes",
 		}),
 	}

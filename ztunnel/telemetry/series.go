@@ -22,6 +22,7 @@ const (
 	FlagH2            Flags = "H2_HANDSHAKE_FAILURE"
 	FlagNetworkPolicy Flags = "NETWORK_POLICY"
 	FlagIdentity      Flags = "IDENTITY_ERROR"
+	FlagCertRevoked   Flags = "CERT_REVOKED"
 )
 
 // Series are the counters of all connections with the same labels: 27 labels are looked up once, not per event.
