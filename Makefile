@@ -44,6 +44,10 @@ build/cni/bridge: go.mod
 	@mkdir -p $(@D)
 	$(static) -o $(@D)/ $(addprefix github.com/containernetworking/plugins/plugins/,$(cni))
 	@touch $@
+build/containerd/containerd: internal/tools/containerd/go.mod
+	@mkdir -p $(@D)
+	cd internal/tools/containerd && $(static) -o $(CURDIR)/$(@D)/ $(addprefix github.com/containerd/containerd/v2/cmd/,containerd containerd-shim-runc-v2)
+	@touch $@
 
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
 	$(GO) generate ./...
@@ -55,7 +59,7 @@ packages: ## install the distribution's packages that tests and demo use, if any
 datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
 
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
-test: build packages ## all tests with the race detector; as root, or the tests that need it are skipped
+test: build build/containerd/containerd packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin

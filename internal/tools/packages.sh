@@ -11,7 +11,8 @@
 set -euo pipefail
 
 readonly run='ip:iproute2 tc:iproute2 sysctl:procps nft:nftables iptables:iptables curl:curl nginx:nginx-light
-  iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev'
+  iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev
+  containerd:containerd ctr:containerd runc:runc'
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
 
