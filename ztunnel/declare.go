@@ -57,7 +57,7 @@ func (c *Config) declarePages(s *settings, d defaults) {
 
 func (c *Config) declareSockets(s *settings) {
 	s.switched(&c.IPv6, "ipv6", true, "listen on and route to IPv6 addresses", "IPV6_ENABLED")
-	s.choice(&c.OriginalSource, "original-source", "connect to pods from the client's address; not set means where the kernel allows it, which a start without the rights finds out", "ENABLE_ORIG_SRC")
+	s.choice(&c.OriginalSource, "original-source", "connect to pods from the client's address; only false says no", "ENABLE_ORIG_SRC")
 	s.switched(&c.PortReuse, "port-reuse", true, "let another ztunnel listen on the same ports; only with a foreign agent", "INPOD_PORT_REUSE")
 	s.mark(&c.PacketMark, "packet-mark", 1337, "mark of the sockets that a foreign agent's rules leave alone", "PACKET_MARK")
 	s.switched(&c.KeepAlive.Enabled, "keepalive", true, "TCP keepalive on every connection", "KEEPALIVE_ENABLED")

@@ -65,7 +65,7 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 
 // makeManager makes the proxy and the table of pods it serves. node is nil with a foreign agent.
 func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
-	prepare, listen := inpod.SetMark, inpod.ListenInPod
+	prepare, listen := inpod.MarkWith(z.config.PacketMark), inpod.ListenInPod
 	if node != nil {
 		prepare = func(fd int) error { return node.TagSocket(fd, bpf.TagProxy) }
 		listen = inpod.AskAgent(nodeapi.Client{Socket: z.config.AgentSocket}, prepare)
@@ -79,13 +79,17 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		Hold: z.certs.Hold, Release: z.certs.Release, CRL: z.crl,
 		Metrics: z.metrics, Access: z.access, Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
+		TCP: z.config.tcp(), MaxStreams: z.config.PoolMaxStreams, IdleTimeout: z.config.PoolUnusedRelease,
+		NoResponseBaggage: !z.config.ResponseBaggage, InfoPolicies: z.config.AuthzInfo,
 		LocalhostAppTunnel: z.config.LocalhostAppTunnel,
 	})
+	sockets := inpod.NewSockets(life, prepare)
+	sockets.Configure(z.config.sockets())
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.proxy = carrier
 	z.pods = &inpod.Manager{
-		Sockets: inpod.NewSockets(life, prepare), Listen: listen, Start: z.startPod(carrier),
+		Sockets: sockets, Listen: listen, Start: z.startPod(carrier),
 		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
 	}
 }

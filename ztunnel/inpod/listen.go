@@ -30,11 +30,11 @@ const backlog = 4096
 
 // SetMark prepares a socket for pods redirected by a foreign agent.
 func SetMark(fd int) error {
-	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, Mark))
+	return MarkWith(Mark)(fd)
 }
 
 // ListenInPod creates the listeners inside the pod on their well-known ports, as the rules of a foreign agent expect,
-// with SO_REUSEPORT so that a second ztunnel can take over. Pods without IPv6 get IPv4 sockets.
+// with SO_REUSEPORT, unless [Options] say otherwise, so that a second ztunnel can take over. Pods without IPv6 get IPv4 sockets.
 //
 // It is a [ListenFunc]: what is held already stays.
 func ListenInPod(ctx context.Context, p *Pod, held *Listeners) (*Listeners, error) {
@@ -59,6 +59,9 @@ func ListenInPod(ctx context.Context, p *Pod, held *Listeners) (*Listeners, erro
 
 // listen binds the wildcard address of both families, or of IPv4 where there is no IPv6.
 func (p *Pod) listen(ctx context.Context, port uint16) (*net.TCPListener, error) {
+	if p.sockets.options.IPv4Only {
+		return p.listenOn(ctx, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+	}
 	ln, err := p.listenOn(ctx, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
 		return p.listenOn(ctx, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
@@ -73,7 +76,7 @@ func (p *Pod) listenOn(ctx context.Context, at netip.AddrPort) (*net.TCPListener
 	}
 	f := os.NewFile(uintptr(fd), "listener")
 	defer func() { _ = f.Close() }() // FileListener has its own copy.
-	if err := listenSocket(fd, at); err != nil {
+	if err := listenSocket(fd, at, !p.sockets.options.ExclusivePorts); err != nil {
 		return nil, err
 	}
 	ln, err := net.FileListener(f)
@@ -83,11 +86,11 @@ func (p *Pod) listenOn(ctx context.Context, at netip.AddrPort) (*net.TCPListener
 	return ln.(*net.TCPListener), nil
 }
 
-func listenSocket(fd int, at netip.AddrPort) error {
+func listenSocket(fd int, at netip.AddrPort, reusePort bool) error {
 	set := func(level, option, value int) error { return unix.SetsockoptInt(fd, level, option, value) }
 	err := errors.Join(
 		set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		set(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
+		set(unix.SOL_SOCKET, unix.SO_REUSEPORT, btoi(reusePort)),
 		set(unix.SOL_IP, unix.IP_TRANSPARENT, 1),
 	)
 	if !at.Addr().Is4() {
@@ -100,6 +103,13 @@ func listenSocket(fd int, at netip.AddrPort) error {
 		return os.NewSyscallError("bind "+at.String(), err)
 	}
 	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // CheckPrivileges reports what ztunnel may not do and must: enter network namespaces, mark and disguise sockets.

@@ -61,10 +61,10 @@ func (p *Pod) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*ne
 
 // Deliver connects from inside the pod with the address from, which the pod need not own, and with no source that avoid
 // refuses. If from is the destination itself, the pod's own address is used: a connection from an address to itself
-// needs no disguise.
+// needs no disguise. The same goes for all if the [Options] say OwnSource.
 func (p *Pod) Deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
 	from = from.Unmap()
-	if from == to.Addr() {
+	if from == to.Addr() || p.sockets.options.OwnSource {
 		return p.sockets.dial(ctx, p.ns, netip.Addr{}, to)
 	}
 	if from.Is4() != to.Addr().Is4() {

@@ -17,13 +17,14 @@ import (
 	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
-// KeepAlive is that of every TCP socket, ambient section 4.7.
+// KeepAlive is that of TCP connections unless [Options] say otherwise; ambient section 4.7.
 var KeepAlive = net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9}
 
 // Sockets makes sockets inside pods. A socket belongs to the namespace its creating thread is in, so creation happens on
 // threads kept for that; connecting and all else happens anywhere.
 type Sockets struct {
 	prepare func(fd int) error
+	options Options
 	jobs    chan socketJob
 }
 
@@ -42,7 +43,7 @@ type socketResult struct {
 // NewSockets starts the threads, which live until ctx ends. prepare is called with each new socket before anything else
 // is done with it: it tags or marks the socket so that the pod's datapath leaves it alone.
 func NewSockets(ctx context.Context, prepare func(fd int) error) *Sockets {
-	s := &Sockets{prepare: prepare, jobs: make(chan socketJob)}
+	s := &Sockets{prepare: prepare, options: Options{TCP: TCP{KeepAlive: KeepAlive}}, jobs: make(chan socketJob)}
 	for range max(2, runtime.GOMAXPROCS(0)/2) {
 		go s.work(ctx)
 	}
@@ -128,7 +129,16 @@ func (s *Sockets) dialOnce(ctx context.Context, ns *netns.NS, from, to netip.Add
 	if err != nil {
 		return nil, err
 	}
-	return connect(ctx, fd, from, to, avoid)
+	conn, err := connect(ctx, fd, from, to, avoid)
+	if err != nil {
+		return nil, err
+	}
+	// After FileConn, which sets a keepalive of its own.
+	if err := s.options.TCP.Apply(conn); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 func familyOf(a netip.Addr) int {
@@ -174,9 +184,7 @@ func connect(ctx context.Context, fd int, from, to netip.AddrPort, avoid Avoid) 
 	if err != nil {
 		return nil, err
 	}
-	tcp := conn.(*net.TCPConn)
-	// After FileConn, which sets a keepalive of its own.
-	return tcp, tcp.SetKeepAliveConfig(KeepAlive)
+	return conn.(*net.TCPConn), nil
 }
 
 // bind makes the socket speak from an address; foreign means that it need not be the pod's. Port 0 is chosen at connect,

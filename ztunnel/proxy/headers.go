@@ -44,6 +44,14 @@ func forwardedHost(header string) string {
 	return ""
 }
 
+// answerHeaders come with the answer that opens a tunnel.
+func (p *podProxy) answerHeaders(self *discovery.Workload) []hbone.Header {
+	if p.NoResponseBaggage {
+		return nil
+	}
+	return []hbone.Header{{Name: "baggage", Value: baggage(self)}}
+}
+
 // baggage describes w to the other end. It is for labels only: nobody may decide anything by it.
 func baggage(w *discovery.Workload) string {
 	var b strings.Builder

@@ -38,3 +38,14 @@ func TestConnectHeaders(t *testing.T) {
 		}
 	}
 }
+
+func TestAnswersSayWhoGivesThemUnlessSwitchedOff(t *testing.T) {
+	self := &discovery.Workload{Namespace: "shop"}
+	on, off := podProxy{Proxy: &Proxy{}}, podProxy{Proxy: &Proxy{Config: Config{NoResponseBaggage: true}}}
+	if got := on.answerHeaders(self); len(got) != 1 || got[0].Name != "baggage" {
+		t.Errorf("on: got %v", got)
+	}
+	if got := off.answerHeaders(self); len(got) != 0 {
+		t.Errorf("off: got %v", got)
+	}
+}

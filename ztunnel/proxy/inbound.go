@@ -71,7 +71,7 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 	if err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnavailable})
 	}
-	stream, err := s.Accept([]hbone.Header{{Name: "baggage", Value: baggage(self)}})
+	stream, err := s.Accept(p.answerHeaders(self))
 	if err != nil {
 		abort(app)
 		return err
@@ -153,9 +153,7 @@ func (p *podProxy) allowed(self *discovery.Workload, input policy.Input) error {
 		self = now
 	}
 	d := policy.Decide(input, p.Store.PoliciesFor(self))
-	for _, name := range d.DryRun {
-		p.log.Debug("policy matches, but is not enforced", "policy", name, "src.addr", input.SourceIP, "dst.addr", input.Dest)
-	}
+	p.logDecision(d, input)
 	if d.Allow {
 		return nil
 	}

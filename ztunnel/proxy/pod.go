@@ -79,7 +79,7 @@ func (p *podProxy) acceptLoop(ln *net.TCPListener, carry func(context.Context, *
 			}
 		}
 		p.carrying.Go(func() {
-			_ = conn.SetKeepAliveConfig(inpod.KeepAlive)
+			_ = p.TCP.Apply(conn)
 			carry(p.ctx, conn)
 		})
 	}

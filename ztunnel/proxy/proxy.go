@@ -50,6 +50,15 @@ type Config struct {
 	ClusterID string
 	// Redirected means that a foreign agent's rules bring connections here, and conntrack knows where they went.
 	Redirected bool
+	// TCP is applied to the connections that are accepted; its zero value turns keepalive off.
+	TCP inpod.TCP
+	// MaxStreams and IdleTimeout are those of [hbone.PoolConfig], whose defaults 0 stands for.
+	MaxStreams  int
+	IdleTimeout time.Duration
+	// NoResponseBaggage keeps answers to tunnels from saying which workload gives them.
+	NoResponseBaggage bool
+	// InfoPolicies logs the decisions of policies at level info and not debug.
+	InfoPolicies bool
 	// LocalhostAppTunnel: applications that take PROXY protocol headers are connected to over loopback.
 	LocalhostAppTunnel bool
 }
@@ -88,7 +97,7 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProx
 	pp := &podProxy{
 		Proxy: p, info: info, network: net, ctx: ctx, cancel: cancel,
 		log:  p.Log.With("pod", info.String()),
-		pool: hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, Logger: p.Log}),
+		pool: hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Logger: p.Log}),
 	}
 	pp.server = &hbone.Server{
 		TLS:     &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: pp.tlsConfig},
