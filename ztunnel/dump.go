@@ -35,7 +35,7 @@ type infoDump struct {
 }
 
 func (z *ztunnel) dump() any {
-	d := configDump{Dump: z.store.Dump(), Version: version(), Config: z.config, WorkloadState: z.dumpPods()}
+	d := configDump{Dump: z.store.Dump(), Version: version(), Config: z.config, Certificates: []identity.CertState{}, WorkloadState: z.dumpPods()}
 	if z.certs != nil {
 		d.Certificates = z.certs.Snapshot()
 	}

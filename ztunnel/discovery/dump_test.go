@@ -24,6 +24,7 @@ func TestDump(t *testing.T) {
 				w.AppTunnel, w.WorkloadType = &Tunnel{Proxy: true, Port: 15088}, 2
 			}),
 			pod("b", "", inService(ServiceKey{"shop", "unknown.example"}, nil), unhealthy, plain, func(w *Workload) {
+				w.Waypoint = way
 				w.HostNetwork, w.Hostname, w.NetworkGateway = true, "b.example", &Gateway{Address: NetworkAddr{"far", netip.MustParseAddr("192.168.0.1")}, Port: 15009}
 			}),
 		},

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -76,11 +75,7 @@ func (a *Admin) Handler() http.Handler {
 		fmt.Fprintln(w, "shutdown now")
 		a.Quit()
 	})
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	handleProfiles(mux)
 	return mux
 }
 
@@ -109,7 +104,8 @@ func (a *Admin) logging(w http.ResponseWriter, r *http.Request) {
 	if query.Has("reset") {
 		a.Levels.Reset()
 	}
-	if level := query.Get("level"); level != "" {
+	if query.Has("level") {
+		level := query.Get("level")
 		if err := a.Levels.Update(level); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return

@@ -21,7 +21,7 @@ const (
 
 var levelNames = map[string]slog.Level{
 	"trace": LevelTrace, "debug": slog.LevelDebug, "info": slog.LevelInfo,
-	"warn": slog.LevelWarn, "error": slog.LevelError, "off": LevelOff,
+	"warn": slog.LevelWarn, "warning": slog.LevelWarn, "error": slog.LevelError, "off": LevelOff,
 }
 
 // Levels says which lines are written: one default and exceptions by scope ("access", "xds", ...).
