@@ -2,7 +2,12 @@
 CLANG        ?= clang
 CLANG_FORMAT ?= clang-format
 SHELLCHECK   ?= shellcheck
-PLATFORM     ?= linux/amd64
+
+# Of container images: what they are built for, and how they are called. A registry and a tag of your own:
+# make image REGISTRY=registry.example.com/mesh TAG=v1
+ARCHS    ?= amd64 arm64
+REGISTRY ?= localhost
+TAG      ?= dev
 
 # sudo takes Go off PATH; and a user's "go env -w" settings stay with the user.
 export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin:/snap/bin
@@ -16,6 +21,8 @@ else
 GO      ?= go
 endif
 
+comma    := ,
+space    := $(empty) $(empty)
 binaries := sluice-cni ztunnel sluice-installer
 cni      := main/bridge main/ptp main/loopback ipam/host-local meta/portmap
 static   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
@@ -95,8 +102,13 @@ bench: build build/bin/bench ## measure against haproxy and no mesh, and the par
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/... | tee build/gobench.txt
 	build/bin/bench -build build -gobench build/gobench.txt -o docs/BENCHMARKS.md
 
-image: build ## OCI archives of agent (with plugin) and ztunnel, in build/image
-	$(GO) run ./internal/tools/image -platform $(PLATFORM) -bin build/bin -out build/image
+image: $(addprefix build/image/linux-,$(ARCHS)) ## OCI archives of agent (with plugin) and ztunnel for all ARCHS, in build/image
+	$(GO) run ./internal/tools/image -archs $(subst $(space),$(comma),$(ARCHS)) -registry $(REGISTRY) -tag $(TAG) \
+		-version "$$(git describe --tags --always --dirty)" -revision "$$(git rev-parse HEAD)" -bin build/image -out build/image
+build/image/linux-%: FORCE
+	GOARCH=$* $(static) -o $@/sluice-cni ./plugin
+	GOARCH=$* $(static) -o $@/sluice-installer ./installer
+	GOARCH=$* $(static) -o $@/ztunnel ./ztunnel
 
 clean: ## remove build/
 	rm -rf build

@@ -4,7 +4,6 @@ package main
 
 import (
 	"archive/tar"
-	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -17,59 +16,40 @@ const (
 	mediaIndex    = "application/vnd.oci.image.index.v1+json"
 	mediaManifest = "application/vnd.oci.image.manifest.v1+json"
 	mediaConfig   = "application/vnd.oci.image.config.v1+json"
-	mediaLayer    = "application/vnd.oci.image.layer.v1.tar"
-
-	binDir = "usr/local/bin/"
+	mediaLayer    = "application/vnd.oci.image.layer.v1.tar+gzip"
 )
 
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
 	Digest      string            `json:"digest"`
 	Size        int               `json:"size"`
+	Platform    *platform         `json:"platform,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// layerOf is a tar of the binaries below /usr/local/bin, owned by root, dated 1970.
-func layerOf(bin string, files []string) ([]byte, error) {
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, dir := range []string{"usr/", "usr/local/", binDir} {
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range files {
-		data, err := os.ReadFile(filepath.Join(bin, name))
-		if err != nil {
-			return nil, fmt.Errorf("%w (make build makes it)", err)
-		}
-		if err := addFile(w, binDir+name, 0o755, data); err != nil {
-			return nil, err
-		}
-	}
-	return buf.Bytes(), w.Close()
+type platform struct {
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
 }
 
-func addFile(w *tar.Writer, name string, mode int64, data []byte) error {
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(data))}); err != nil {
-		return err
-	}
-	_, err := w.Write(data)
-	return err
-}
-
-// archive writes an OCI image layout as a tar: blobs by digest, then the index that names the manifest.
+// archive writes an OCI image layout as a tar: blobs by digest, then the index that names the image.
+//
+//	index.json ─► image index ─► manifest per architecture ─► config, layer
 type archive struct {
 	w   *tar.Writer
 	err error
 }
 
-func (a *archive) blob(mediaType string, data []byte) descriptor {
-	sum := fmt.Sprintf("%x", sha256.Sum256(data))
+func (a *archive) file(name string, data []byte) {
 	if a.err == nil {
-		a.err = addFile(a.w, "blobs/sha256/"+sum, 0o644, data)
+		a.err = addFile(a.w, name, 0o644, data)
 	}
-	return descriptor{MediaType: mediaType, Digest: "sha256:" + sum, Size: len(data)}
+}
+
+func (a *archive) blob(mediaType string, data []byte) descriptor {
+	sum := digestOf(data)
+	a.file("blobs/"+strings.Replace(sum, ":", "/", 1), data)
+	return descriptor{MediaType: mediaType, Digest: sum, Size: len(data)}
 }
 
 func (a *archive) json(mediaType string, v any) descriptor {
@@ -80,8 +60,10 @@ func (a *archive) json(mediaType string, v any) descriptor {
 	return a.blob(mediaType, data)
 }
 
-// writeArchive writes the image beside its final name and renames it. It returns the manifest's digest.
-func writeArchive(path string, img image, goos, arch string, layer []byte) (digest string, err error) {
+func digestOf(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
+
+// writeArchive writes the image beside its final name and renames it. It returns the digest of the image's index.
+func writeArchive(path string, img image, o options, bin string) (digest string, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".image-")
 	if err != nil {
 		return "", err
@@ -89,29 +71,9 @@ func writeArchive(path string, img image, goos, arch string, layer []byte) (dige
 	defer os.Remove(f.Name())
 	defer f.Close()
 	a := &archive{w: tar.NewWriter(f)}
-
-	layers := []descriptor{a.blob(mediaLayer, layer)}
-	config := a.json(mediaConfig, map[string]any{
-		"os": goos, "architecture": arch, "created": "1970-01-01T00:00:00Z",
-		"config": map[string]any{"Entrypoint": []string{"/" + binDir + img.files[0]}, "Env": []string{"PATH=/" + strings.TrimSuffix(binDir, "/")}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layers[0].Digest}},
-	})
-	manifest := a.json(mediaManifest, map[string]any{"schemaVersion": 2, "mediaType": mediaManifest, "config": config, "layers": layers})
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": img.name + ":latest"}
-	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaIndex, "manifests": []descriptor{manifest}})
+	top, err := a.image(img, o, bin)
 	if err != nil {
 		return "", err
-	}
-	for _, file := range []struct {
-		name string
-		data []byte
-	}{{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)}, {"index.json", index}} {
-		if a.err == nil {
-			a.err = addFile(a.w, file.name, 0o644, file.data)
-		}
-	}
-	if a.err != nil {
-		return "", a.err
 	}
 	if err := a.w.Close(); err != nil {
 		return "", err
@@ -122,5 +84,52 @@ func writeArchive(path string, img image, goos, arch string, layer []byte) (dige
 	if err := f.Close(); err != nil {
 		return "", err
 	}
-	return manifest.Digest, os.Rename(f.Name(), path)
+	return top.Digest, os.Rename(f.Name(), path)
+}
+
+// image adds all blobs and the index.
+func (a *archive) image(img image, o options, bin string) (descriptor, error) {
+	var manifests []descriptor
+	for _, arch := range o.archs {
+		m, err := a.manifest(img, o, filepath.Join(bin, "linux-"+arch), platform{"linux", arch})
+		if err != nil {
+			return descriptor{}, err
+		}
+		manifests = append(manifests, m)
+	}
+	top := a.json(mediaIndex, map[string]any{
+		"schemaVersion": 2, "mediaType": mediaIndex, "manifests": manifests, "annotations": o.labels(img),
+	})
+	// containerd takes the full name from its own annotation, others take the second.
+	top.Annotations = map[string]string{"io.containerd.image.name": o.ref(img), "org.opencontainers.image.ref.name": o.tag}
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaIndex, "manifests": []descriptor{top}})
+	if err != nil {
+		return descriptor{}, err
+	}
+	a.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	a.file("index.json", index)
+	return top, a.err
+}
+
+// manifest adds the blobs of one architecture.
+func (a *archive) manifest(img image, o options, bin string, p platform) (descriptor, error) {
+	plain, packed, err := layerOf(bin, img.files)
+	if err != nil {
+		return descriptor{}, err
+	}
+	layer := a.blob(mediaLayer, packed)
+	config := a.json(mediaConfig, map[string]any{
+		"os": p.OS, "architecture": p.Architecture, "created": epoch,
+		"config": map[string]any{
+			"Entrypoint": []string{"/" + binDir + img.files[0]}, "Labels": o.labels(img),
+			"Env": []string{"PATH=/" + strings.TrimSuffix(binDir, "/")},
+		},
+		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{digestOf(plain)}},
+		"history": []map[string]string{{"created": epoch, "comment": strings.Join(img.files, ", ")}},
+	})
+	m := a.json(mediaManifest, map[string]any{
+		"schemaVersion": 2, "mediaType": mediaManifest, "config": config, "layers": []descriptor{layer}, "annotations": o.labels(img),
+	})
+	m.Platform = &p
+	return m, nil
 }
