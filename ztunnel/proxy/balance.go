@@ -10,28 +10,43 @@ import (
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
 )
 
-// endpoint is who was chosen to serve a connection to a service.
+// endpoint is who was chosen to serve a connection. addr has a port but no address if the workload is to be found by its
+// host name, or through the gateway of its network.
 type endpoint struct {
 	workload *discovery.Workload
 	addr     netip.AddrPort
 }
 
+// purpose is what an endpoint is wanted for.
+type purpose uint8
+
+const (
+	forTarget   purpose = iota // the connection's own
+	forWaypoint                // which may have its port from its application tunnel
+	forGateway                 // into another network, so its address may be of that one
+)
+
 // balance chooses an endpoint of svc for a connection of src to the address to, by ambient section 8.2. A nil endpoint
 // means that the service wants the original destination.
-func (r *router) balance(src *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*endpoint, error) {
+func (r *router) balance(src *discovery.Workload, svc *discovery.Service, to netip.AddrPort, why purpose) (*endpoint, error) {
 	var candidates []endpoint
 	for _, e := range r.store.Endpoints(svc.Key()) {
-		if port, ok := e.TargetPort(svc, to.Port()); ok {
-			if addr, ok := addressFor(e.Workload, svc, to.Addr()); ok {
-				candidates = append(candidates, endpoint{e.Workload, netip.AddrPortFrom(addr, port)})
-			}
+		port, ok := e.TargetPort(svc, to.Port())
+		if !ok && why == forWaypoint && e.Workload.AppTunnel != nil {
+			port, ok = to.Port(), true
+		}
+		if !ok {
+			continue
+		}
+		if addr, ok := r.addressFor(e.Workload, svc.IPFamilies, to.Addr(), why); ok {
+			candidates = append(candidates, endpoint{e.Workload, netip.AddrPortFrom(addr, port)})
 		}
 	}
 	picked := r.pick(nearest(src, svc, candidates))
 	switch {
 	case picked != nil:
 		return picked, nil
-	case svc.LoadBalancing.Mode == discovery.ModePassthrough:
+	case svc.LoadBalancing.Mode == discovery.ModePassthrough && why == forTarget:
 		return nil, nil
 	}
 	if _, ok := svc.Ports[to.Port()]; !ok {
@@ -129,14 +144,26 @@ func sameScope(a, b *discovery.Workload, scope discovery.Scope) bool {
 	return false
 }
 
-// addressFor chooses among the addresses of w: the original destination if w owns it, else one of the family the client
+// addressFor chooses the address at which w is connected to, an invalid one if only its host name is known or its gateway
+// knows. It is false if w cannot be reached at all.
+func (r *router) addressFor(w *discovery.Workload, families discovery.IPFamilies, original netip.Addr, why purpose) (netip.Addr, bool) {
+	if why != forGateway && w.Network != r.network {
+		return netip.Addr{}, w.NetworkGateway != nil || len(w.Addresses) > 0 || w.Hostname != ""
+	}
+	if addr, ok := ownAddress(w, families, original); ok {
+		return addr, true
+	}
+	return netip.Addr{}, len(w.Addresses) == 0 && w.Hostname != ""
+}
+
+// ownAddress chooses among the addresses of w: the original destination if w owns it, else one of the family the client
 // used, else the first; of those that the service serves.
-func addressFor(w *discovery.Workload, svc *discovery.Service, original netip.Addr) (netip.Addr, bool) {
+func ownAddress(w *discovery.Workload, families discovery.IPFamilies, original netip.Addr) (netip.Addr, bool) {
 	if w.Owns(original) {
 		return original, true
 	}
 	serves := func(a netip.Addr) bool {
-		switch svc.IPFamilies {
+		switch families {
 		case discovery.FamiliesIPv4:
 			return a.Is4()
 		case discovery.FamiliesIPv6:

@@ -35,12 +35,15 @@ type Explained struct {
 	Verdict Verdict `json:"verdict"`
 	Error   string  `json:"error,omitempty"`
 	// Workload would answer at Dial, in HBONE for Authority; of a service, one of Endpoints.
-	Workload  string         `json:"workload,omitempty"`
-	Identity  string         `json:"identity,omitempty"`
-	Protocol  string         `json:"protocol,omitempty"`
-	Node      string         `json:"node,omitempty"`
-	Endpoints int            `json:"endpoints,omitempty"`
-	Waypoint  string         `json:"waypoint,omitempty"`
+	Workload  string `json:"workload,omitempty"`
+	Identity  string `json:"identity,omitempty"`
+	Protocol  string `json:"protocol,omitempty"`
+	Node      string `json:"node,omitempty"`
+	Endpoints int    `json:"endpoints,omitempty"`
+	Waypoint  string `json:"waypoint,omitempty"`
+	// Gateway leads to another network, where somebody of the service would answer. Hostname is to be resolved for Dial.
+	Gateway   string         `json:"gateway,omitempty"`
+	Hostname  string         `json:"hostname,omitempty"`
 	Dial      netip.AddrPort `json:"dial,omitzero"`
 	Authority string         `json:"authority,omitempty"`
 	// Policies apply to the workload: it asks them. Allowed is what they would say; Policy is the one that decides.
@@ -127,27 +130,27 @@ func (p *Proxy) explain(src *discovery.Workload, to netip.AddrPort) Explained {
 		return e
 	}
 	e.describe(route.workload)
-	if route.authority != "" && route.dial.Port() != hbonePort || isWaypointRoute(route) {
+	switch {
+	case route.inner != nil:
+		e.Gateway = e.Workload
+	case route.waypoint:
 		e.Waypoint = e.Workload
+	}
+	if !route.dial.Addr().IsValid() {
+		e.Hostname = route.workload.Hostname
 	}
 	e.decide(p, src, route)
 	return e
-}
-
-// isWaypointRoute: whoever answers is asked for another's address.
-func isWaypointRoute(r *route) bool {
-	to, err := netip.ParseAddrPort(r.authority)
-	return err == nil && to.Addr() != r.dial.Addr()
 }
 
 func (e *Explained) describe(w *discovery.Workload) {
 	e.Workload, e.Identity, e.Protocol, e.Node = w.Namespace+"/"+w.Name, w.Identity().String(), w.Protocol.String(), w.Node
 }
 
-// decide asks the policies of who answers. Those of a pod that is not in the mesh bind nobody, and a waypoint's are not
-// all that it goes by.
+// decide asks the policies of who answers. Those of a pod that is not in the mesh bind nobody, a waypoint's are not all
+// that it goes by, and a gateway's are not those of who is behind it.
 func (e *Explained) decide(p *Proxy, src *discovery.Workload, r *route) {
-	if r.carried != VerdictMTLS {
+	if r.carried != VerdictMTLS || r.inner != nil {
 		return
 	}
 	policies := p.Store.PoliciesFor(r.workload)
@@ -161,6 +164,9 @@ func (e *Explained) decide(p *Proxy, src *discovery.Workload, r *route) {
 	input := policy.Input{Source: policy.Identity(src.Identity()), Dest: r.dial}
 	if to, err := netip.ParseAddrPort(r.authority); err == nil && e.Waypoint == "" {
 		input.Dest = to
+	}
+	if r.authority == "" {
+		input.Dest = netip.AddrPortFrom(netip.Addr{}, r.target) // its address is not known yet
 	}
 	for _, a := range src.Addresses {
 		if a.Is4() == input.Dest.Addr().Is4() {

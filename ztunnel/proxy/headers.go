@@ -73,3 +73,38 @@ func baggage(w *discovery.Workload) string {
 	put("cloud.availability_zone", w.Locality.Zone)
 	return b.String()
 }
+
+// fromBaggage is the workload that a peer says it is, nil if it says nothing. For labels only, see [baggage].
+func fromBaggage(header string) *discovery.Workload {
+	if header == "" {
+		return nil
+	}
+	w := &discovery.Workload{}
+	for pair := range strings.SplitSeq(header, ",") {
+		key, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		value = label(value)
+		switch key {
+		case "k8s.cluster.name":
+			w.ClusterID = value
+		case "k8s.namespace.name":
+			w.Namespace = value
+		case "k8s.deployment.name", "k8s.cronjob.name", "k8s.pod.name", "k8s.job.name":
+			w.WorkloadName, w.Name = value, value
+		case "service.name":
+			w.CanonicalName = value
+		case "service.version":
+			w.CanonicalRevision = value
+		case "cloud.region":
+			w.Locality.Region = value
+		case "cloud.availability_zone":
+			w.Locality.Zone = value
+		}
+	}
+	return w
+}
+
+// label makes foreign text fit to be a metric's label.
+func label(s string) string {
+	const most = 253 // the longest name in Kubernetes
+	return strings.ToValidUTF8(s[:min(len(s), most)], "")
+}

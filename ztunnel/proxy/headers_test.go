@@ -5,6 +5,7 @@ package proxy
 import (
 	"net/netip"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
@@ -47,5 +48,24 @@ func TestAnswersSayWhoGivesThemUnlessSwitchedOff(t *testing.T) {
 	}
 	if got := off.answerHeaders(self); len(got) != 0 {
 		t.Errorf("off: got %v", got)
+	}
+}
+
+func TestBaggageRoundTrip(t *testing.T) {
+	want := pod("web", "10.0.0.1", func(w *discovery.Workload) {
+		w.Locality, w.CanonicalRevision = discovery.Locality{Region: "r1", Zone: "z1"}, "v1"
+	})
+	got := fromBaggage(baggage(want))
+	if peerOf(got, false) != peerOf(want, false) {
+		t.Errorf("got %+v, want %+v", peerOf(got, false), peerOf(want, false))
+	}
+	if got := fromBaggage("k8s.job.name= j\xff,unknown=x,,=,service.name"); got.WorkloadName != " j" || got.CanonicalName != "" {
+		t.Errorf("strange baggage: got %+v", got)
+	}
+	if got := fromBaggage("k8s.pod.name=" + strings.Repeat("é", 300)); len(got.Name) != 252 {
+		t.Errorf("a name of 600 bytes: got %d bytes, want 252", len(got.Name))
+	}
+	if fromBaggage("") != nil {
+		t.Error("no baggage is somebody")
 	}
 }

@@ -49,7 +49,7 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 	if err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnavailable})
 	}
-	peer := p.Store.WorkloadByAddr(p.Network, src.Addr())
+	peer := p.sender(s, src.Addr())
 	svc := p.forwardedService(self, s.Header("forwarded"))
 	f.known(VerdictMTLS, inboundLabels(peer, self, svc, &id), func(a *telemetry.Access) {
 		a.HBONEAddr = s.Authority()

@@ -38,9 +38,15 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 		return err
 	}
 	route, err := p.router.outbound(src, to)
+	if err == nil {
+		err = p.resolve(ctx, src, route, to.Addr())
+	}
 	if err != nil {
 		f.known("", labelsOf(src, nil, p.serviceAt(src, to), false), func(a *telemetry.Access) { describeSource(a, src, false) })
 		return err
+	}
+	if route.inner != nil {
+		return p.carryFar(ctx, f, app, src, route)
 	}
 	f.known(route.carried, labelsOf(src, route.workload, route.service, route.carried == VerdictMTLS), func(a *telemetry.Access) {
 		describeRoute(a, src, route)
@@ -51,7 +57,7 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 	if route.carried != VerdictMTLS {
 		return p.carryPlain(ctx, f, app, route)
 	}
-	stream, err := p.connectHBONE(ctx, src, addrPort(app.RemoteAddr()), route)
+	stream, _, err := p.connectHBONE(ctx, src, addrPort(app.RemoteAddr()), route)
 	if err != nil {
 		return err
 	}
@@ -68,33 +74,52 @@ func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, ro
 	return f.relay(ctx, app, upstream)
 }
 
-// connectHBONE opens a stream to the route's authority, on a connection shared with other connections of this pod.
-func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, from netip.AddrPort, route *route) (*hbone.Stream, error) {
+// connectHBONE opens a stream to the route's authority, on a connection shared with other connections of this pod. Beyond
+// another network's gateway a second connection is made inside it, for this stream alone.
+func (p *podProxy) connectHBONE(ctx context.Context, src *discovery.Workload, from netip.AddrPort, route *route) (*hbone.Stream, *hbone.ConnectResponse, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+	defer cancel()
+	headers := connectHeaders(from, src, route.service)
+	stream, answer, err := p.unrevoked(p.connectPooled(ctx, src, from, route, headers))
+	if err == nil && route.inner != nil {
+		stream, answer, err = p.unrevoked(p.pool.ConnectOver(ctx, stream, p.ClientTLS(src.Identity(), route.inner), hbone.ConnectRequest{
+			Authority: route.authority, Headers: append(headers, hbone.Header{Name: networkHeader, Value: p.Network}),
+		}))
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
+		return nil, nil, refuse(VerdictPeer, "connect to %s: %w", route.authority, errNoAnswer)
+	}
+	if err != nil {
+		return nil, nil, connectRefusal(err, route)
+	}
+	return stream, answer, nil
+}
+
+// unrevoked passes on a stream whose peer may go on.
+func (p *podProxy) unrevoked(s *hbone.Stream, answer *hbone.ConnectResponse, err error) (*hbone.Stream, *hbone.ConnectResponse, error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.revoked(s.ConnState()); err != nil {
+		s.Reset(hbone.CodeConnect)
+		return nil, nil, err
+	}
+	return s, answer, nil
+}
+
+func (p *podProxy) connectPooled(ctx context.Context, src *discovery.Workload, from netip.AddrPort, route *route, headers []hbone.Header) (*hbone.Stream, *hbone.ConnectResponse, error) {
 	id := src.Identity()
 	own := from.Addr()
-	if !src.Owns(own) {
+	if !src.Owns(own) || own.Is4() != route.dial.Addr().Is4() {
 		own = netip.Addr{} // a container behind the pod, or an address that the control plane does not know
 	}
 	key := hbone.Key{
 		Source: id.String(), Expected: strings.Join(route.expected, " "), Addr: route.dial, SourceIP: from.Addr(),
 	}
 	dial := func(ctx context.Context) (net.Conn, error) { return p.network.Dial(ctx, own, route.dial) }
-	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
-	defer cancel()
-	stream, _, err := p.pool.Connect(ctx, key, dial, p.ClientTLS(id, route.expected), hbone.ConnectRequest{
-		Authority: route.authority, Headers: connectHeaders(from, src, route.service),
+	return p.pool.Connect(ctx, key, dial, p.ClientTLS(id, route.expected), hbone.ConnectRequest{
+		Authority: route.authority, Headers: headers,
 	})
-	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
-		return nil, refuse(VerdictPeer, "connect to %s: %w", route.authority, errNoAnswer)
-	}
-	if err != nil {
-		return nil, connectRefusal(err, route)
-	}
-	if err := p.revoked(stream.ConnState()); err != nil {
-		stream.Reset(hbone.CodeConnect)
-		return nil, err
-	}
-	return stream, nil
 }
 
 // answerTimeout bounds a CONNECT request, from the wait for a connection to the peer's answer. The peer may wait for its

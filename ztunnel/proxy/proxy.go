@@ -68,6 +68,7 @@ type Proxy struct {
 	Config
 	router router
 	live   live
+	hosts  hosts
 }
 
 // New returns a Proxy. Its check of live connections against changed policies ends with ctx.

@@ -28,11 +28,18 @@ func (c Client) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, er
 		return nil, err
 	}
 	route, err := c.pod.router.outbound(src, to)
+	if err == nil {
+		err = c.pod.resolve(ctx, src, route, to.Addr())
+	}
 	if err != nil {
 		return nil, err
 	}
 	if route.carried != VerdictMTLS {
 		return c.pod.network.Dial(ctx, netip.Addr{}, route.dial)
 	}
-	return c.pod.connectHBONE(ctx, src, from, route)
+	stream, _, err := c.pod.connectHBONE(ctx, src, from, route)
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
 }

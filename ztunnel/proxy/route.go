@@ -14,12 +14,19 @@ import (
 type route struct {
 	// carried is VerdictMTLS, VerdictPlaintext, VerdictPassthrough or VerdictLocal.
 	carried Verdict
-	// dial is the address to connect to.
+	// dial is the address to connect to; without an address, but with a port, workload's host name is to be resolved
+	// first, see [podProxy.resolve].
 	dial netip.AddrPort
-	// authority is the CONNECT target behind dial; only with VerdictMTLS.
+	// authority is the CONNECT target behind dial; only with VerdictMTLS. It is "" as long as it depends on a host name's
+	// address, and then target is its port.
 	authority string
+	target    uint16
 	// expected are the SPIFFE identities of which the peer must have one; only with VerdictMTLS.
 	expected []string
+	// inner are those that the far end must have one of, when the peer is another network's gateway; nil if it is not.
+	inner []string
+	// waypoint: whoever answers passes the connection on.
+	waypoint bool
 	// workload is who answers at dial, nil if unknown. service is what the client asked for, nil if it was no VIP.
 	workload *discovery.Workload
 	service  *discovery.Service
@@ -34,8 +41,7 @@ type router struct {
 	redirected bool
 }
 
-// outbound decides where a connection of src to the address to goes. Ambient section 8.1, with two cases left out and
-// refused rather than bypassed: other networks and PROXY-protocol waypoints.
+// outbound decides where a connection of src to the address to goes. Ambient section 8.1.
 //
 // An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through.
 func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, error) {
@@ -63,12 +69,15 @@ func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to n
 	if gw := r.waypointOf(svc); gw != nil {
 		return r.viaWaypoint(src, gw, svc, to)
 	}
-	pick, err := r.balance(src, svc, to)
+	pick, err := r.balance(src, svc, to, forTarget)
 	if err != nil {
 		return nil, err
 	}
 	if pick == nil {
 		return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
+	}
+	if pick.workload.Network != r.network {
+		return r.throughGateway(src, pick.workload, svc, to)
 	}
 	return r.toWorkload(src, pick.workload, svc, pick.addr)
 }
@@ -95,19 +104,28 @@ func (r *router) waypointOf(svc *discovery.Service) *discovery.Gateway {
 
 // toWorkload ends at w: in HBONE if w speaks it.
 func (r *router) toWorkload(src, w *discovery.Workload, svc *discovery.Service, to netip.AddrPort) (*route, error) {
-	if w.Network != r.network {
-		return nil, refuse(VerdictOtherNetwork, "workload %s is on network %q, ztunnel on %q: other networks are not supported yet", w.UID, w.Network, r.network)
-	}
 	if w.UID == src.UID {
 		return &route{carried: VerdictLocal, dial: to, workload: w, service: svc}, nil
 	}
 	if w.Protocol != discovery.ProtocolHBONE {
 		return &route{carried: VerdictPlaintext, dial: to, workload: w, service: svc}, nil
 	}
-	return &route{
-		carried: VerdictMTLS, dial: netip.AddrPortFrom(to.Addr(), hbonePort), authority: to.String(),
+	end := &route{
+		carried: VerdictMTLS, dial: netip.AddrPortFrom(to.Addr(), hbonePort), target: to.Port(),
 		expected: expected(w, svc), workload: w, service: svc,
-	}, nil
+	}
+	if to.Addr().IsValid() {
+		end.authority = to.String()
+	}
+	return end, nil
+}
+
+// at completes a route to a host name by its address.
+func (r *route) at(a netip.Addr) {
+	r.dial = netip.AddrPortFrom(a, r.dial.Port())
+	if r.carried == VerdictMTLS && r.authority == "" {
+		r.authority = netip.AddrPortFrom(a, r.target).String()
+	}
 }
 
 const hbonePort = 15008

@@ -19,6 +19,7 @@ type wanted struct {
 	Dial      string
 	Authority string
 	Expected  string // service accounts of the expected identities
+	Inner     string // those of the far end
 	Workload  string
 	Service   string
 	Refused   Verdict
@@ -33,9 +34,7 @@ func describe(r *route, err error) wanted {
 		return wanted{Refused: Verdict(err.Error())}
 	}
 	w := wanted{Carried: r.carried, Dial: r.dial.String(), Authority: r.authority}
-	for _, id := range r.expected {
-		w.Expected = strings.TrimSpace(w.Expected + " " + id[strings.LastIndex(id, "/")+1:])
-	}
+	w.Expected, w.Inner = accounts(r.expected), accounts(r.inner)
 	if r.workload != nil {
 		w.Workload = r.workload.Name
 	}
@@ -43,6 +42,14 @@ func describe(r *route, err error) wanted {
 		w.Service = r.service.Name
 	}
 	return w
+}
+
+func accounts(ids []string) string {
+	var names []string
+	for _, id := range ids {
+		names = append(names, id[strings.LastIndex(id, "/")+1:])
+	}
+	return strings.Join(names, " ")
 }
 
 func hboneTo(ip, authority, name, service string) wanted {
@@ -61,7 +68,6 @@ func TestOutboundRoutes(t *testing.T) {
 		pod("plain", "10.0.0.3", plainTCP, serving("tcp", 80, 8080)),
 		pod("sick", "10.0.0.4", serving("sick", 80, 8080), func(w *discovery.Workload) { w.Healthy = false }),
 		pod("host", "192.168.0.1", plainTCP, serving("onhost", 80, 8080), func(w *discovery.Workload) { w.HostNetwork = true }),
-		pod("far", "10.9.0.1", func(w *discovery.Workload) { w.Network = "other" }, serving("far", 80, 80)),
 		pod("waypoint", "10.0.0.9", serving("gate", 15008, 15008)),
 		pod("behind", "10.0.0.5", withWaypoint(gatewayAt("10.0.0.9")), serving("mixed", 80, 8080)),
 		pod("behind-service", "10.0.0.6", withWaypoint(gatewayNamed("gate"))),
@@ -76,7 +82,6 @@ func TestOutboundRoutes(t *testing.T) {
 		service("sick", "10.1.0.4", []uint16{80, 8080}),
 		service("empty", "10.1.0.5", []uint16{80, 8080}),
 		service("onhost", "10.1.0.6", []uint16{80, 8080}),
-		service("far", "", []uint16{80, 80}),
 		service("passing", "10.1.0.7", []uint16{80, 80}, passthrough),
 		service("gate", "10.1.0.8", []uint16{15008, 15008}),
 		service("byaddr", "10.1.0.9", []uint16{80, 80}, waypointed(gatewayAt("10.0.0.9"))),
@@ -139,16 +144,6 @@ func TestOutboundRoutes(t *testing.T) {
 				t.Errorf("route (-want +got):\n%s", diff)
 			}
 		})
-	}
-}
-
-func TestOtherNetworkIsRefused(t *testing.T) {
-	store := storeOf(pod("client", "10.0.0.1"), pod("far", "10.9.0.1", serving("far", 80, 80),
-		func(w *discovery.Workload) { w.Network = "other" }), service("far", "10.1.0.1", []uint16{80, 80}))
-	r := &router{store: store}
-	src := store.WorkloadByUID("Kubernetes//Pod/default/client")
-	if got := describe(r.outbound(src, netip.MustParseAddrPort("10.1.0.1:80"))); got.Refused != VerdictOtherNetwork {
-		t.Errorf("got %+v, want %s", got, VerdictOtherNetwork)
 	}
 }
 

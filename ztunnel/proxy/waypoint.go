@@ -12,69 +12,59 @@ import (
 // service the client asked for, nil for none. A waypoint that cannot be found or has nobody is an error: what it would
 // enforce must not be left out.
 func (r *router) viaWaypoint(src *discovery.Workload, gw *discovery.Gateway, svc *discovery.Service, to netip.AddrPort) (*route, error) {
-	w, at, waypointService, err := r.resolveGateway(src, gw, to.Addr())
+	picked, waypoint, err := r.resolveGateway(src, gw, to.Addr(), forWaypoint)
 	if err != nil {
-		return nil, err
+		return nil, refuse(VerdictWaypoint, "waypoint %w", err)
 	}
-	if w.Network != r.network {
-		return nil, refuse(VerdictOtherNetwork, "waypoint %s is on network %q, ztunnel on %q: other networks are not supported yet", gw, w.Network, r.network)
+	if picked.workload.Network != r.network {
+		return r.throughGateway(src, picked.workload, svc, to)
 	}
 	return &route{
-		carried: VerdictMTLS, dial: at, authority: to.String(),
-		expected: expected(w, waypointService), workload: w, service: svc,
+		carried: VerdictMTLS, dial: picked.addr, authority: to.String(), waypoint: true,
+		expected: expected(picked.workload, waypoint), workload: picked.workload, service: svc,
 	}, nil
 }
 
 // resolveGateway finds who answers for gw, and where; the service is nil if gw is a workload. family is an address of the
 // family to prefer.
-func (r *router) resolveGateway(src *discovery.Workload, gw *discovery.Gateway, family netip.Addr) (*discovery.Workload, netip.AddrPort, *discovery.Service, error) {
-	svc, w := r.gateway(src, gw)
-	switch {
-	case svc != nil:
-		to := netip.AddrPortFrom(family, gw.Port)
-		if gw.Address.Addr.IsValid() {
-			to = netip.AddrPortFrom(gw.Address.Addr, gw.Port)
-		}
-		pick, err := r.balance(src, r.waypointPorts(svc, gw.Port), to)
-		if err != nil || pick == nil {
-			return nil, netip.AddrPort{}, nil, refuse(VerdictWaypoint, "waypoint %s: no healthy upstream", gw)
-		}
-		return pick.workload, pick.addr, svc, nil
-	case w != nil && len(w.Addresses) > 0:
-		addr := w.Addresses[0]
-		for _, a := range w.Addresses {
-			if a == gw.Address.Addr || !gw.Address.Addr.IsValid() && a.Is4() == family.Is4() {
-				addr = a
-				break
-			}
-		}
-		return w, netip.AddrPortFrom(addr, gw.Port), nil, nil
+func (r *router) resolveGateway(src *discovery.Workload, gw *discovery.Gateway, family netip.Addr, why purpose) (*endpoint, *discovery.Service, error) {
+	if gw.Address.Addr.IsValid() {
+		family = gw.Address.Addr
 	}
-	return nil, netip.AddrPort{}, nil, refuse(VerdictWaypoint, "waypoint %s is unknown", gw)
+	svc, w := r.gateway(src, gw)
+	if svc != nil {
+		picked, err := r.balance(src, svc, netip.AddrPortFrom(family, gw.Port), why)
+		if err != nil {
+			return nil, nil, refuse(VerdictNoEndpoint, "%s: %w", gw, err)
+		}
+		return picked, svc, nil
+	}
+	if w == nil {
+		return nil, nil, refuse(VerdictNoEndpoint, "%s is unknown", gw)
+	}
+	addr, ok := r.addressFor(w, discovery.FamiliesAutomatic, family, why)
+	if !ok {
+		return nil, nil, refuse(VerdictNoAddress, "%s: workload %s has neither address nor host name", gw, w.UID)
+	}
+	return &endpoint{w, netip.AddrPortFrom(addr, gw.Port)}, nil, nil
 }
 
-// gateway looks up what gw refers to.
+// gateway looks up what gw refers to. By host name it is a certain service, whoever may use it; by address it is whatever
+// src would find there.
 func (r *router) gateway(src *discovery.Workload, gw *discovery.Gateway) (*discovery.Service, *discovery.Workload) {
-	if gw.Address.Addr.IsValid() {
-		if svc := r.store.ServiceByVIP(gw.Address.Network, gw.Address.Addr, src.Namespace); svc != nil {
+	if !gw.Address.Addr.IsValid() {
+		if svc := r.store.Service(gw.Hostname); svc != nil {
 			return svc, nil
 		}
-		return nil, r.store.WorkloadByAddr(gw.Address.Network, gw.Address.Addr)
+		return nil, r.store.WorkloadByHostname(gw.Hostname.Hostname, gw.Hostname.Namespace)
 	}
-	if svc := r.store.ServiceByHostname(gw.Hostname.Namespace, gw.Hostname.Hostname, src.Namespace); svc != nil {
+	if svc := r.store.ServiceByVIP(gw.Address.Network, gw.Address.Addr, src.Namespace); svc != nil {
 		return svc, nil
 	}
-	return nil, r.store.WorkloadByHostname(gw.Hostname.Hostname, gw.Hostname.Namespace)
-}
-
-// waypointPorts returns svc with a port for HBONE, which the service of a waypoint need not list.
-func (r *router) waypointPorts(svc *discovery.Service, port uint16) *discovery.Service {
-	if _, ok := svc.Ports[port]; ok {
-		return svc
+	if services := r.store.ServicesByVIP(gw.Address.Network, gw.Address.Addr); len(services) > 0 {
+		return services[0], nil
 	}
-	with := *svc
-	with.Ports = map[uint16]uint16{port: port}
-	return &with
+	return nil, r.store.WorkloadByAddr(gw.Address.Network, gw.Address.Addr)
 }
 
 // isWaypoint reports whether w is one of those that answer for gw.

@@ -80,7 +80,9 @@ func newWorld(t testing.TB) *world {
 }
 
 // newProxy: crl may be nil.
-func (w *world) newProxy(crl *identity.CRL) *testProxy {
+func (w *world) newProxy(crl *identity.CRL) *testProxy { return w.newProxyOn("", w.store, crl) }
+
+func (w *world) newProxyOn(network string, store *discovery.Store, crl *identity.CRL) *testProxy {
 	log := &logBuffer{t: w.t}
 	levels, err := telemetry.ParseLevels("debug")
 	if err != nil {
@@ -95,7 +97,7 @@ func (w *world) newProxy(crl *identity.CRL) *testProxy {
 		log: log, metrics: metrics, certs: certs,
 		sockets: inpod.NewSockets(ctx, w.tag),
 		Proxy: New(ctx, Config{
-			Store:     w.store,
+			Store: store, Network: network,
 			ServerTLS: func(id identity.Identity) *tls.Config { return identity.ServerTLS(certs, id) },
 			ClientTLS: func(id identity.Identity, expected []string) *tls.Config {
 				return identity.ClientTLS(certs, id, expected)
