@@ -11,6 +11,7 @@ import (
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/hbone"
 	"github.com/sluice-mesh/sluice/ztunnel/identity"
 	"github.com/sluice-mesh/sluice/ztunnel/inpod"
 	"github.com/sluice-mesh/sluice/ztunnel/proxy"
@@ -80,6 +81,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		Metrics: z.metrics, Access: z.access, Log: telemetry.Scope(z.log, "proxy"),
 		Network: z.config.Network, ClusterID: z.config.ClusterID, Redirected: node == nil,
 		TCP: z.config.tcp(), MaxStreams: z.config.PoolMaxStreams, IdleTimeout: z.config.PoolUnusedRelease,
+		Windows:           hbone.Windows{Stream: z.config.StreamWindow, Connection: z.config.ConnectionWindow, Frame: z.config.FrameSize},
 		NoResponseBaggage: !z.config.ResponseBaggage, InfoPolicies: z.config.AuthzInfo,
 		LocalhostAppTunnel: z.config.LocalhostAppTunnel,
 	})

@@ -18,6 +18,7 @@ type connConfig struct {
 	pingInterval time.Duration // 0 or less: no keepalive
 	pingTimeout  time.Duration
 	maxStreams   uint32 // server: concurrent streams of the peer
+	windows      Windows
 	stats        *counters
 
 	// handle serves a new stream of the peer, in its own goroutine.
@@ -68,6 +69,7 @@ type conn struct {
 
 // newConn prepares a connection whose handshake is over and queues the preface, if any, and SETTINGS.
 func newConn(rw io.ReadWriteCloser, w *wire, cfg connConfig) *conn {
+	cfg.windows = cfg.windows.filled()
 	c := &conn{
 		connConfig: cfg, rw: rw, wire: w,
 		streams:        make(map[uint32]*Stream),
@@ -105,17 +107,20 @@ func (c *conn) preface() []byte {
 		b = append(b, clientPreface...)
 		b = appendSettings(b,
 			uint32(settingEnablePush), 0,
-			uint32(settingInitialWindow), ourStreamWindow,
-			uint32(settingMaxFrameSize), ourMaxFrame,
+			uint32(settingInitialWindow), uint32(c.windows.first()),
+			uint32(settingMaxFrameSize), uint32(c.windows.Frame),
 			uint32(settingMaxHeaderListSize), ourClientHeaderList)
 	} else {
 		b = appendSettings(b,
 			uint32(settingMaxStreams), c.maxStreams,
-			uint32(settingInitialWindow), ourStreamWindow,
-			uint32(settingMaxFrameSize), ourMaxFrame,
+			uint32(settingInitialWindow), uint32(c.windows.first()),
+			uint32(settingMaxFrameSize), uint32(c.windows.Frame),
 			uint32(settingMaxHeaderListSize), ourServerHeaderList)
 	}
-	return appendWindowUpdate(b, 0, ourConnWindow-defaultWindow)
+	if more := c.windows.Connection - defaultWindow; more > 0 {
+		b = appendWindowUpdate(b, 0, uint32(more))
+	}
+	return b
 }
 
 // run reads frames until the connection ends and returns why; nil if both ends were done with it.

@@ -49,6 +49,8 @@ type PoolConfig struct {
 	// MaxStreams is how many streams a connection carries at once before it is retired, if the peer allows as many.
 	// Zero means 100.
 	MaxStreams int
+	// Windows bound what servers may send ahead.
+	Windows Windows
 	// Logger gets debug messages about connections that ended badly. Nil means none.
 	Logger *slog.Logger
 }

@@ -66,6 +66,7 @@ func (p *Pool) newPooled(ctx context.Context, key Key, dial DialFunc, cfg *tls.C
 		client:       true,
 		pingInterval: p.cfg.PingInterval,
 		pingTimeout:  p.cfg.PingTimeout,
+		windows:      p.cfg.Windows,
 		stats:        &p.stats,
 		ended:        func() { p.streamEnded(pc) },
 	})

@@ -27,7 +27,7 @@ type reader struct {
 
 func (r *reader) init(c *conn) {
 	r.c = c
-	r.recv = recvWindow{size: ourConnWindow, credit: ourConnWindow}
+	r.recv = recvWindow{size: c.windows.Connection, credit: c.windows.Connection}
 	if c.client {
 		r.hdec.init(ourClientHeaderList)
 	} else {
@@ -73,7 +73,7 @@ func (r *reader) header() (frameHeader, error) {
 	}
 	h := parseFrameHeader(buf)
 	switch {
-	case h.length > ourMaxFrame:
+	case h.length > r.c.windows.Frame:
 		return h, connErrorf(CodeFrameSize, "frame of %d bytes", h.length)
 	case r.inBlock && (h.typ != frameContinuation || h.stream != r.open.stream):
 		return h, connErrorf(CodeProtocol, "frame of type %d inside a header block", h.typ)

@@ -40,6 +40,8 @@ type Server struct {
 	PingInterval, PingTimeout time.Duration
 	// MaxConcurrentStreams is advertised and enforced. Zero means 200.
 	MaxConcurrentStreams uint32
+	// Windows bound what clients may send ahead.
+	Windows Windows
 	// Logger gets debug messages about connections that ended badly. Nil means none.
 	Logger *slog.Logger
 
@@ -115,6 +117,7 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*conn, error) {
 		pingInterval: orDefault(s.PingInterval, defaultPingInterval),
 		pingTimeout:  orDefault(s.PingTimeout, defaultPingTimeout),
 		maxStreams:   orDefault(s.MaxConcurrentStreams, ourMaxStreams),
+		windows:      s.Windows,
 		stats:        &s.stats,
 	})
 	c.state = state

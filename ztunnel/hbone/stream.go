@@ -52,7 +52,7 @@ type Stream struct {
 // newStream makes a stream that the caller adds to the connection. The caller holds c.mu.
 func (c *conn) newStream(id uint32) *Stream {
 	s := &Stream{c: c, id: id, sendWindow: c.peerWindow}
-	s.recv = recvWindow{size: ourStreamWindow, credit: ourStreamWindow}
+	s.recv = recvWindow{size: c.windows.first(), credit: c.windows.first()}
 	s.rcond.L, s.wcond.L = &s.mu, &s.mu
 	return s
 }
@@ -151,8 +151,8 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	var dropped *block
 	if drop {
 		dropped, s.head, s.tail = s.head, nil, nil
-		s.c.loans.Add(int64(s.recv.size - ourStreamWindow)) // The owner is done: nothing of it is held any more.
-		s.recv.size = ourStreamWindow
+		s.c.loans.Add(int64(s.recv.size - s.c.windows.first())) // The owner is done: nothing of it is held any more.
+		s.recv.size = s.c.windows.first()
 	}
 	interrupt := s.interrupt
 	waits := s.head != nil && s.responded

@@ -155,7 +155,7 @@ func (s *Stream) consumed(n int) {
 		inc = 0
 	}
 	if inc > 0 && s.head == nil {
-		more := s.c.borrow(min(s.recv.size, maxStreamWindow-s.recv.size))
+		more := s.c.borrow(min(s.recv.size, s.c.windows.Stream-s.recv.size))
 		s.recv.grow(more)
 		inc += more
 	}

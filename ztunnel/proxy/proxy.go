@@ -55,6 +55,8 @@ type Config struct {
 	// MaxStreams and IdleTimeout are those of [hbone.PoolConfig], whose defaults 0 stands for.
 	MaxStreams  int
 	IdleTimeout time.Duration
+	// Windows are those of both ends of tunnels.
+	Windows hbone.Windows
 	// NoResponseBaggage keeps answers to tunnels from saying which workload gives them.
 	NoResponseBaggage bool
 	// InfoPolicies logs the decisions of policies at level info and not debug.
@@ -98,11 +100,11 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProx
 	pp := &podProxy{
 		Proxy: p, info: info, network: net, ctx: ctx, cancel: cancel,
 		log:  p.Log.With("pod", info.String()),
-		pool: hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Logger: p.Log}),
+		pool: hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Logger: p.Log}),
 	}
 	pp.server = &hbone.Server{
 		TLS:     &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: pp.tlsConfig},
-		Handler: pp.stream, Logger: p.Log,
+		Handler: pp.stream, Windows: p.Windows, Logger: p.Log,
 	}
 	// A stream in the middle of a write notices nothing but the end of its connection.
 	context.AfterFunc(ctx, func() { _ = pp.pool.Close(ctx) })
