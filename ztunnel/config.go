@@ -71,7 +71,6 @@ type Config struct {
 	LocalhostAppTunnel bool
 	ResponseBaggage    bool
 	AuthzInfo          bool
-	DNSCapture         bool
 
 	DrainTimeout  time.Duration
 	LogLevel      string

@@ -80,7 +80,6 @@ func (c *Config) declareTunnel(s *settings) {
 	s.switched(&c.LocalhostAppTunnel, "localhost-app-tunnel", true, "reach applications that take the PROXY protocol over loopback", "LOCALHOST_APP_TUNNEL")
 	s.switched(&c.ResponseBaggage, "response-baggage", true, "send and read workload attributes in answers to and requests for tunnels", "ENABLE_RESPONSE_BAGGAGE")
 	s.switched(&c.AuthzInfo, "authz-info", false, "log at info level which policy decided", "AUTHZ_POLICY_INFO_LOGGING")
-	s.switched(&c.DNSCapture, "dns-capture", true, "answer the captured queries of pods; only with a foreign agent, ours decides per pod", "ISTIO_META_DNS_CAPTURE")
 }
 
 func (c *Config) declareProcess(s *settings, d defaults) {
