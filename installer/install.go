@@ -22,6 +22,7 @@ import (
 const (
 	modeChained = "chained" // in the primary configuration
 	modeOwned   = "owned"   // in a copy of it that sorts first
+	modeDropIn  = "dropin"  // in the folder of its network
 )
 
 // defaultNamespace is one that the plugin excludes by itself, as it does kube-system.
@@ -49,7 +50,7 @@ type cniConfig struct {
 func (c *cniConfig) declare(fs *flag.FlagSet) {
 	c.declareDirs(fs)
 	fs.StringVar(&c.Plugin, "plugin", "", "the plugin's binary; default sluice-cni beside this program")
-	fs.StringVar(&c.Mode, "cni-mode", modeChained, "\"chained\" adds our entry to the primary CNI configuration; \"owned\" leaves that alone and writes a copy with our entry that sorts first")
+	fs.StringVar(&c.Mode, "cni-mode", auto, "\"chained\" adds our entry to the primary CNI configuration; \"dropin\" puts it into a file in the folder of its network, which runtimes with libcni 1.3 read; \"owned\" writes a copy with our entry that sorts first; \"auto\" is dropin if the runtime is seen to read the folder, else chained")
 	fs.StringVar(&c.OwnNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "namespace of Sluice's own pods, which the plugin lets pass without asking; default $POD_NAMESPACE")
 	fs.StringVar(&c.Exclude, "exclude-namespaces", "", "comma-separated namespaces that the plugin lets pass without asking; empty means the plugin's default")
 }
@@ -75,8 +76,8 @@ func (c *cniConfig) validate(needed bool) error {
 	if c.CRISocket != "" {
 		errs = append(errs, absolute("cri-socket", c.CRISocket))
 	}
-	if c.Mode != "" && c.Mode != modeChained && c.Mode != modeOwned {
-		errs = append(errs, fmt.Errorf("--cni-mode: must be %q or %q, not %q", modeChained, modeOwned, c.Mode))
+	if modes := []string{auto, modeChained, modeDropIn, modeOwned}; c.Mode != "" && !slices.Contains(modes, c.Mode) {
+		errs = append(errs, fmt.Errorf("--cni-mode: %q is none of %s", c.Mode, strings.Join(modes, ", ")))
 	}
 	return errors.Join(append(errs, absolute("host-root", c.HostRoot))...)
 }
@@ -100,12 +101,12 @@ func (c *cniConfig) entry(p *paths) cniconf.Entry {
 }
 
 // installInto puts plugin and entry into place. The plugin comes first: a runtime that reads the entry must find it.
-func (c *cniConfig) installInto(at *places, p *paths, log *slog.Logger) (changed bool, err error) {
+func (c *cniConfig) installInto(ctx context.Context, at *places, p *paths, log *slog.Logger) (changed bool, err error) {
 	plugin, err := c.installBinary(at, log)
 	if err != nil {
 		return false, err
 	}
-	entry, err := c.installEntry(at, p, log)
+	entry, err := c.installEntry(ctx, at, p, log)
 	return plugin || entry, err
 }
 
@@ -127,17 +128,36 @@ func (c *cniConfig) installBinary(at *places, log *slog.Logger) (changed bool, e
 	return changed, err
 }
 
-func (c *cniConfig) installEntry(at *places, p *paths, log *slog.Logger) (changed bool, err error) {
+func (c *cniConfig) installEntry(ctx context.Context, at *places, p *paths, log *slog.Logger) (changed bool, err error) {
 	if at.ConfDir == "" {
 		return false, nil
 	}
-	install := cniconf.Install
-	if c.Mode == modeOwned {
-		install = cniconf.InstallOwned
+	mode := c.Mode
+	if mode == auto && at.Mode == "" {
+		if at.Mode, err = c.chooseMode(ctx, at, p, log); err != nil {
+			return false, err
+		}
 	}
-	path, changed, err := install(at.ConfDir, c.entry(p))
+	if mode == auto {
+		mode = at.Mode
+	}
+	install := cniconf.Install
+	switch mode {
+	case modeOwned:
+		install = cniconf.InstallOwned
+	case modeDropIn:
+		install = cniconf.InstallDropIn
+	}
+	at.Entry, changed, err = install(at.ConfDir, c.entry(p))
+	if errors.Is(err, cniconf.ErrNoDropIn) {
+		at.Mode = "" // the primary is another now: choose again
+	}
 	if changed {
-		log.Info("conflist entry installed", "path", path, "mode", c.Mode)
+		log.Info("conflist entry installed", "path", at.Entry, "mode", mode)
+	}
+	if changed && mode == modeDropIn && c.runtimeReads(ctx, at.ConfDir) {
+		// Without this word a runtime that does not read the folder would let all pods pass.
+		err = c.waitLoaded(ctx)
 	}
 	return changed, err
 }
@@ -156,7 +176,7 @@ func installCommand(ctx context.Context, args []string, stdout, stderr io.Writer
 	if err != nil {
 		return err
 	}
-	changed, err := c.installInto(at, &p, log)
+	changed, err := c.installInto(ctx, at, &p, log)
 	if err == nil && !changed {
 		log.Info("plugin and conflist entry are in place already", "bin", at.BinDir, "conf", at.ConfDir)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -111,16 +112,16 @@ func (k *keeper) look(w *fsnotify.Watcher, ctx context.Context) (changed bool, e
 		}
 		k.log.Info("CNI folders", "conf", k.at.ConfDir, "bin", k.at.BinDir, "source", k.at.Source)
 	}
-	for _, dir := range []string{k.at.ConfDir, k.at.BinDir} {
-		if dir == "" {
+	for _, dir := range []string{k.at.ConfDir, k.at.BinDir, filepath.Dir(k.at.Entry)} {
+		if !filepath.IsAbs(dir) {
 			continue
 		}
 		_ = w.Remove(dir) // it may be another folder of that name by now
-		if err := w.Add(dir); err != nil {
+		if err := w.Add(dir); err != nil && (dir == k.at.ConfDir || dir == k.at.BinDir) {
 			return false, fmt.Errorf("watch %q: %w", dir, err)
 		}
 	}
-	return k.cfg.installInto(k.at, k.paths, k.log)
+	return k.cfg.installInto(ctx, k.at, k.paths, k.log)
 }
 
 // putBack counts what look repaired, and lets the next repair wait if there are too many.
@@ -149,6 +150,7 @@ func wait(ctx context.Context, w *fsnotify.Watcher, failed bool) bool {
 	}
 	timer := time.NewTimer(after)
 	defer timer.Stop()
+	settling := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -157,9 +159,12 @@ func wait(ctx context.Context, w *fsnotify.Watcher, failed bool) bool {
 			return true
 		case <-w.Errors: // an overflow: looking finds what was missed
 			return true
-		case e := <-w.Events:
-			if !e.Has(fsnotify.Chmod) || !failed {
+		case <-w.Events:
+			// Only the first: a folder that is never quiet must not put the look off. After a failure not even that: what a
+			// failing look leaves and sweeps is an event too.
+			if !settling && !failed {
 				timer.Reset(keepSettle)
+				settling = true
 			}
 		}
 	}

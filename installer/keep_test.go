@@ -216,3 +216,28 @@ func TestKeeperLeavesTheNodeOnlyWhenTold(t *testing.T) {
 		})
 	}
 }
+
+// A folder that is never quiet must not keep the keeper from looking.
+func TestKeeperLooksInTheMiddleOfAFlood(t *testing.T) {
+	k := newKept(t, nil)
+	k.wantInPlace()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		pace := time.NewTicker(keepSettle / 4)
+		defer pace.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-pace.C:
+				_ = os.WriteFile(k.path("etc/cni/net.d/noise"), nil, 0o644)
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+	if err := os.Remove(k.path("opt/cni/bin/sluice-cni")); err != nil {
+		t.Fatal(err)
+	}
+	k.wantInPlace()
+}

@@ -20,6 +20,8 @@ const auto = "auto"
 type places struct {
 	ConfDir, BinDir string
 	Source          string // who named them
+	Mode            string // what "auto" was found to be; empty until then
+	Entry           string // the file that has our entry
 }
 
 // locate returns the folders that were given, and finds out those that are "auto": the runtime's own word, or else the
@@ -27,7 +29,7 @@ type places struct {
 //
 // Returns an error wrapping [cniconf.ErrNoConfig] if no runtime tells and there is none yet.
 func (c *cniConfig) locate(ctx context.Context) (*places, error) {
-	at := &places{c.ConfDir, c.BinDir, "flags"}
+	at := &places{ConfDir: c.ConfDir, BinDir: c.BinDir, Source: "flags"}
 	if c.ConfDir != auto && c.BinDir != auto {
 		return at, nil
 	}

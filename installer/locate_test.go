@@ -35,7 +35,7 @@ func TestLocateTakesTheKnownLayoutWithoutRuntime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := places{filepath.Join(c.HostRoot, "etc/cni/net.d"), filepath.Join(c.HostRoot, "home/kubernetes/bin"), "layout GKE"}
+	want := places{ConfDir: filepath.Join(c.HostRoot, "etc/cni/net.d"), BinDir: filepath.Join(c.HostRoot, "home/kubernetes/bin"), Source: "layout GKE"}
 	if *at != want {
 		t.Errorf("got %+v, want %+v", *at, want)
 	}

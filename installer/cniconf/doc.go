@@ -5,5 +5,5 @@
 //
 // [Insert] and [Remove] are pure: bytes to bytes, leaving every byte alone that is not about our entry. [Install] and
 // [Uninstall] apply them to the file that the runtime uses, by rename. [InstallOwned]
-// leaves that file alone and writes one that sorts before it. All of them may be repeated.
+// and [InstallDropIn] leave that file alone and write one of our own. All of them may be repeated.
 package cniconf

@@ -67,8 +67,7 @@ func usable(path string) error {
 	}
 	conf, err := libcni.NetworkConfFromBytes(data)
 	if err == nil && len(conf.Plugins) == 0 {
-		// A list whose plugins are all files in a folder of its name (libcni 1.3). To be edited by adding a file there,
-		// which is not done yet.
+		// A list whose plugins are all files in a folder of its name (libcni 1.3). Runtimes before that skip it.
 		return errors.New("has no plugins of its own")
 	}
 	return err
@@ -78,7 +77,8 @@ func usable(path string) error {
 //
 // changed tells whether anything was written. Nothing is if the entry is there already. A list is replaced by rename,
 // keeping its mode and owner. A bare configuration X.conf is set aside as X.conf.sluice-saved in favour of a list
-// X.conflist; setting aside is the commit point. A list that is our own is taken away afterwards.
+// X.conflist; setting aside is the commit point. A list or a file that is our own is taken
+// away afterwards.
 func Install(dir string, e Entry) (path string, changed bool, err error) {
 	unlock, err := lockDir(dir)
 	if err != nil {
@@ -89,10 +89,11 @@ func Install(dir string, e Entry) (path string, changed bool, err error) {
 		return "", false, fmt.Errorf("install: %w", err)
 	}
 	removed, err := removeOwned(dir)
-	if err != nil {
+	dropped, derr := removeDropIns(dir, "")
+	if err := errors.Join(err, derr); err != nil {
 		return "", false, fmt.Errorf("install: %w", err)
 	}
-	return path, changed || removed, nil
+	return path, changed || removed || len(dropped) > 0, nil
 }
 
 func install(dir string, e Entry) (path string, changed bool, err error) {
@@ -165,7 +166,7 @@ func rewrite(path, like string, content []byte) error {
 func sweep(dir string) error {
 	stale, err := filepath.Glob(filepath.Join(dir, atomicfile.TempPrefix+"*"))
 	for _, path := range stale {
-		err = errors.Join(err, os.Remove(path))
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }

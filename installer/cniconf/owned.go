@@ -62,8 +62,9 @@ func installOwned(dir string, e Entry) (path string, changed bool, err error) {
 		changed = true
 	}
 	// Last: until here the runtime had our entry in the one list or the other.
-	_, err = uninstall(primary)
-	return path, changed, err
+	_, inline := uninstall(primary)
+	_, dropped := removeDropIns(dir, "")
+	return path, changed, errors.Join(inline, dropped)
 }
 
 // removeOwned takes our own list away. It succeeds if there is none.

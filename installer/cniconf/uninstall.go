@@ -23,7 +23,8 @@ func Uninstall(dir string) (changed []string, err error) {
 		return nil, fmt.Errorf("uninstall: %w", err)
 	}
 	defer unlock()
-	errs := []error{sweep(dir)}
+	changed, err = removeDropIns(dir, "")
+	errs := []error{sweep(dir), err}
 	entries, err := os.ReadDir(dir)
 	errs = append(errs, err)
 	for _, e := range entries {

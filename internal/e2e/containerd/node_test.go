@@ -178,7 +178,7 @@ func (n *node) startRuntime() {
 	})
 }
 
-// startAgent has the agent find the runtime's folders by itself.
+// startAgent has the agent find the runtime's folders by itself. Its entry is in the list, unless flags say otherwise.
 func (n *node) startAgent(flags ...string) {
 	n.t.Helper()
 	var err error
@@ -186,6 +186,7 @@ func (n *node) startAgent(flags ...string) {
 		n.lab.Bin("sluice-installer"), "agent", "--run-dir", n.RunDir(), "--state-dir", n.StateDir(), "--pin-root", n.PinRoot(),
 		"--node-name", n.Name, "--manifests", n.lab.Manifests(), "--workloads", n.lab.Workloads(), "--ca-dir", n.lab.CA(),
 		"--cni-bin-dir", "auto", "--cni-conf-dir", "auto", "--cri-socket", n.socket(), "--plugin", n.lab.Bin("sluice-cni"),
+		"--cni-mode", "chained",
 	}, flags...)...)
 	n.must(err)
 }
