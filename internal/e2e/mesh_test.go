@@ -47,25 +47,18 @@ spec: {serviceAccountName: server}
 `
 
 // build makes the binaries once for all tests, unless make has left them.
-var build = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv("SLUICE_BUILD"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.MkdirTemp("", "sluice-e2e-")
-	if err != nil {
-		return "", err
-	}
-	built = dir
-	return dir, lab.Compile(dir)
+var build = sync.OnceValues(func() (dir string, err error) {
+	dir, unbuild, err = lab.Binaries()
+	return dir, err
 })
 
-// built is the folder that build made.
-var built string
+// unbuild removes what build made.
+var unbuild func() error
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if built != "" {
-		os.RemoveAll(built)
+	if unbuild != nil {
+		_ = unbuild()
 	}
 	os.Exit(code)
 }
@@ -179,17 +172,7 @@ func (m *mesh) open() net.Conn {
 func (m *mesh) wantLog(name string, parts ...string) {
 	m.t.Helper()
 	testutil.Eventually(m.t, effect, func() error {
-		data, err := os.ReadFile(m.LogPath(name))
-		if err != nil {
-			return err
-		}
-	lines:
-		for line := range strings.Lines(string(data)) {
-			for _, part := range parts {
-				if !strings.Contains(line, part) {
-					continue lines
-				}
-			}
+		if len(m.Lines(name, parts...)) > 0 {
 			return nil
 		}
 		return fmt.Errorf("no line with %q in the log of %s", parts, name)

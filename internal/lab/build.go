@@ -3,10 +3,27 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 )
+
+// Binaries returns the folder that SLUICE_BUILD names, or compiles to a temporary one. The caller calls done when no lab
+// uses the folder any more.
+func Binaries() (dir string, done func() error, err error) {
+	if dir := os.Getenv("SLUICE_BUILD"); dir != "" {
+		return dir, func() error { return nil }, nil
+	}
+	if dir, err = os.MkdirTemp("", "sluice-build-"); err != nil {
+		return "", nil, err
+	}
+	done = func() error { return os.RemoveAll(dir) }
+	if err := Compile(dir); err != nil {
+		return "", nil, errors.Join(err, done())
+	}
+	return dir, done, nil
+}
 
 // Compile makes what a lab needs as its Build folder, as "make build" does.
 func Compile(dir string) error {

@@ -74,15 +74,11 @@ var shared = sync.OnceValues(func() (*world, error) { return newWorld(false) })
 
 var (
 	binaries = sync.OnceValues(func() (string, error) {
-		if dir := os.Getenv("SLUICE_BUILD"); dir != "" {
-			return dir, nil
+		dir, done, err := lab.Binaries()
+		if err == nil {
+			atEnd(done)
 		}
-		dir, err := os.MkdirTemp("", "sluice-strange-")
-		if err != nil {
-			return "", err
-		}
-		atEnd(func() error { return os.RemoveAll(dir) })
-		return dir, lab.Compile(dir)
+		return dir, err
 	})
 	ends   []func() error
 	endsMu sync.Mutex
@@ -288,18 +284,8 @@ func (s *strange) count(v bpf.Verdict) uint64 {
 }
 
 // lines are those of a node's ztunnel with all of parts.
-func (w *world) lines(n *lab.Node, parts ...string) (found []string) {
-	data, _ := os.ReadFile(w.LogPath("ztunnel-" + n.Name))
-lines:
-	for line := range strings.Lines(string(data)) {
-		for _, part := range parts {
-			if !strings.Contains(line, part) {
-				continue lines
-			}
-		}
-		found = append(found, strings.TrimSpace(line))
-	}
-	return found
+func (w *world) lines(n *lab.Node, parts ...string) []string {
+	return w.Lines("ztunnel-"+n.Name, parts...)
 }
 
 var _ net.Listener = (*net.TCPListener)(nil)
