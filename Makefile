@@ -30,7 +30,7 @@ scripts  := $(shell git ls-files '*.sh' .ci/run 2>/dev/null)
 c_files   = $(shell git ls-files 'bpf/*.c' 'bpf/include/*.bpf.h' 'bpf/*.bpf.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate test test-root lint fmt demo demo-up demo-down bench image clean packages FORCE
+.PHONY: help build generate test test-root lint fmt demo demo-up demo-down bench image clean packages test-packages FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,14 +59,17 @@ build/containerd/containerd: internal/tools/containerd/go.mod
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
 	$(GO) generate ./...
 
-packages: ## install the distribution's packages that tests and demo use, if any is missing
+packages: ## install the distribution's packages that the demo and most tests use, if any is missing
 	@internal/tools/packages.sh run
+
+test-packages: ## as packages, and the programs that are taken through the mesh: databases, haproxy, ssh and the like
+	@internal/tools/packages.sh test
 
 # What runs a second time, as if the kernel had no tcx.
 datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
 
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
-test: build build/containerd/containerd packages ## all tests with the race detector; as root, or the tests that need it are skipped
+test: build build/containerd/containerd test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin

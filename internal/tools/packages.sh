@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# packages.sh run|lint|bench|all: install the distribution packages whose commands are missing.
+# packages.sh run|test|lint|bench|all: install the distribution packages whose commands are missing.
 #
-#   run   what tests and the demo execute
+#   run   what the demo and most tests execute
+#   test  run, and the programs that internal/e2e/programs takes through the mesh
 #   lint  what "make lint" and "make generate" execute
 #   bench what "make bench" executes
-#   all   run and lint
+#   all   test and lint
 #
 # Nothing is installed that is already there, and no installed service is started. Where apt does not do it, it names
 # what is missing and goes on: the step that needs it then says so itself.
@@ -13,6 +14,8 @@ set -euo pipefail
 readonly run='ip:iproute2 tc:iproute2 sysctl:procps nft:nftables iptables:iptables curl:curl nginx:nginx-light
   iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev
   containerd:containerd ctr:containerd runc:runc'
+readonly programs='pg_createcluster:postgresql mariadbd:mariadb-server mariadb:mariadb-client redis-server:redis-server redis-cli:redis-tools
+  wrk:wrk haproxy:haproxy sshd:openssh-server ssh:openssh-client rsync:rsync aiosmtpd:python3-aiosmtpd'
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
 
@@ -20,11 +23,12 @@ readonly bench='haproxy:haproxy bpftool:bpftool iperf3:iperf3 nginx:nginx-light'
 
 case ${1-} in
 run) wanted=$run ;;
+test) wanted="$run $programs" ;;
 lint) wanted=$lint ;;
 bench) wanted=$bench ;;
-all) wanted="$run $lint" ;;
+all) wanted="$run $programs $lint" ;;
 *)
-	sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac
