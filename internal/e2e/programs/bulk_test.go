@@ -25,6 +25,8 @@ const (
 
 const (
 	bulkBytes = 1 << 30
+	// bulkTimeout is for a busy machine and the race detector.
+	bulkTimeout = 5 * time.Minute
 	// stalledBytes is what a blocked sender would like to send; boundKiB is what a ztunnel may grow by meanwhile. The
 	// windows of both TCP connections and of the stream between are all that may be held.
 	stalledBytes = 128 << 20
@@ -63,6 +65,9 @@ func TestGigabyteEachWay(t *testing.T) {
 	p := enter(t)
 	p.overBoth(bulkPort, 1, func(t *testing.T, to netip.AddrPort) {
 		client, server := p.meet(t, to)
+		for _, c := range []*net.TCPConn{client, server} {
+			_ = c.SetDeadline(time.Now().Add(bulkTimeout))
+		}
 		type end struct {
 			what string
 			sum

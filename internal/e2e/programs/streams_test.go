@@ -141,7 +141,7 @@ func halfClose(t *testing.T, first, second *net.TCPConn) {
 func TestResetInTheMiddle(t *testing.T) {
 	t.Parallel()
 	p := enter(t)
-	p.overBoth(resetPort, 2, func(t *testing.T, to netip.AddrPort) {
+	p.overBoth(resetPort, 4, func(t *testing.T, to netip.AddrPort) {
 		for _, who := range []string{"client", "server"} {
 			t.Run(who+" resets", func(t *testing.T) {
 				client, server := p.meet(t, to)
@@ -149,6 +149,14 @@ func TestResetInTheMiddle(t *testing.T) {
 					resetInTheMiddle(t, client, server)
 				} else {
 					resetInTheMiddle(t, server, client)
+				}
+			})
+			t.Run(who+" resets when all has come", func(t *testing.T) {
+				client, server := p.meet(t, to)
+				if who == "client" {
+					resetWhenQuiet(t, client, server)
+				} else {
+					resetWhenQuiet(t, server, client)
 				}
 			})
 		}
@@ -185,6 +193,24 @@ func resetInTheMiddle(t *testing.T, first, second *net.TCPConn) {
 	}
 	if !errors.Is(werr, unix.ECONNRESET) && !errors.Is(werr, unix.EPIPE) {
 		t.Errorf("after a reset: write got %v", werr)
+	}
+	_ = second.Close()
+}
+
+// resetWhenQuiet: with unread data the kernel would answer any close with a reset; here nothing is on its way.
+func resetWhenQuiet(t *testing.T, first, second *net.TCPConn) {
+	for _, way := range [][2]*net.TCPConn{{first, second}, {second, first}} {
+		if _, err := way[0].Write([]byte("in the middle")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(way[1], make([]byte, 13)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = first.SetLinger(0)
+	_ = first.Close()
+	if _, err := second.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("after a reset: got %v, want %v", err, unix.ECONNRESET)
 	}
 	_ = second.Close()
 }
