@@ -60,7 +60,7 @@ func TestFolderIsUsedWhereTheRuntimeReadsIt(t *testing.T) {
 }
 
 // rewritePace is many times what a CNI gone wild has been seen to do.
-const rewritePace = 100 * time.Millisecond
+const rewritePace = 300 * time.Millisecond
 
 // rewrite replaces the list over and over until stop is closed.
 func (n *node) rewrite(stop <-chan struct{}) error {

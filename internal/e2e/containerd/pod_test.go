@@ -9,10 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/sluice-mesh/sluice/internal/lab"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
@@ -50,7 +53,12 @@ func (n *node) runSandbox(name string, config *cri.PodSandboxConfig) (*pod, erro
 	return p, nil
 }
 
+// startApp returns when the app listens.
 func (n *node) startApp(p *pod) error {
+	log := filepath.Join(p.config.LogDirectory, p.name+".log")
+	if err := os.Remove(log); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	c, err := n.cri.CreateContainer(ctx, &cri.CreateContainerRequest{
@@ -65,8 +73,16 @@ func (n *node) startApp(p *pod) error {
 		return err
 	}
 	p.app = c.ContainerId
-	_, err = n.cri.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: p.app})
-	return err
+	if _, err = n.cri.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: p.app}); err != nil {
+		return err
+	}
+	return lab.Poll(callTimeout, func() error {
+		said, err := os.ReadFile(log)
+		if err == nil && !strings.Contains(string(said), "serving") {
+			err = fmt.Errorf("%s does not listen yet: %s", p.name, said)
+		}
+		return err
+	})
 }
 
 // restartApp replaces the container in its sandbox, as a kubelet does after a crash.

@@ -4,7 +4,7 @@
 // says its name, as testutil.Echo does.
 //
 //	app            waits for SIGTERM
-//	app NAME ADDR  serves as NAME on ADDR until SIGTERM
+//	app NAME ADDR  serves as NAME on ADDR until SIGTERM; prints "serving" when it listens
 package main
 
 import (
@@ -24,6 +24,7 @@ func main() {
 			os.Exit(1)
 		}
 		go serve(l, os.Args[1])
+		fmt.Println("serving")
 	}
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGTERM, syscall.SIGINT)
