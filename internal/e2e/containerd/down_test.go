@@ -30,6 +30,9 @@ func (n *node) down() error {
 		}
 		errs = append(errs, n.runtime.Stop(10*time.Second), n.killLeftovers(), n.unmount(), n.removeCgroups())
 	}
+	if n.Ztunnel != nil {
+		errs = append(errs, n.Ztunnel.Kill()) // it would drain pods that an agent has not taken from it
+	}
 	if n.conn != nil {
 		errs = append(errs, n.conn.Close())
 	}
