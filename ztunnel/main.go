@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-mesh/sluice/ztunnel/proxy"
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
 
@@ -82,6 +83,19 @@ func raiseFileLimit(log *slog.Logger) {
 		return
 	}
 	log.Debug("limit of open files", "files", limit.Cur)
+}
+
+// limits derives from the limit of open files how much connections may use.
+func limits(c *Config, log *slog.Logger) proxy.Limits {
+	l := proxy.Limits{Connections: c.MaxConnections, ConnectionsPerPod: c.MaxConnectionsPerPod}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		log.Warn("limit of open files is not known, connections are not limited by it", "error", err)
+		return l
+	}
+	l.Descriptors = proxy.DescriptorsFor(files.Cur)
+	log.Info("limits of connections", "open_files", files.Cur, "for_connections", l.Descriptors)
+	return l
 }
 
 // version is the module's version and the commit it was built from.

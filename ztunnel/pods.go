@@ -84,6 +84,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		Windows:           hbone.Windows{Stream: z.config.StreamWindow, Connection: z.config.ConnectionWindow, Frame: z.config.FrameSize},
 		NoResponseBaggage: !z.config.ResponseBaggage, InfoPolicies: z.config.AuthzInfo,
 		LocalhostAppTunnel: z.config.LocalhostAppTunnel,
+		Limits:             limits(z.config, z.log),
 	})
 	sockets := inpod.NewSockets(life, prepare)
 	sockets.Configure(z.config.sockets())

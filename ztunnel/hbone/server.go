@@ -33,6 +33,9 @@ type Server struct {
 	// and not during Splice, which knows what is left to pass on and returns. Data that nobody reads delays it by 2 s.
 	Handler func(ctx context.Context, s *ServerStream)
 
+	// Admit, if set, is asked before each handshake. The function it returns is called once, when the handshake is over;
+	// an error is what ServeConn wraps and returns, the connection closed.
+	Admit func(raw net.Conn) (done func(), err error)
 	// HandshakeTimeout bounds the TLS handshake. Zero means 10 s.
 	HandshakeTimeout time.Duration
 	// PingInterval is the pause before each keepalive PING, PingTimeout the time to answer it. Zero means 10 s and 20 s,
@@ -72,7 +75,7 @@ func (s *Server) init() {
 // not succeed in time, [ErrServerClosed] after Shutdown. Ending ctx closes the connection at once.
 func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 	s.init()
-	c, err := s.handshake(ctx, raw)
+	c, err := s.admit(ctx, raw)
 	if err != nil {
 		return err
 	}
@@ -101,6 +104,19 @@ func (s *Server) serve(ctx context.Context, c *conn) error {
 		return fmt.Errorf("serve %s: %w", addrOf(c.wire), err)
 	}
 	return nil
+}
+
+// admit does the handshake if it may begin.
+func (s *Server) admit(ctx context.Context, raw net.Conn) (*conn, error) {
+	if s.Admit != nil {
+		done, err := s.Admit(raw)
+		if err != nil {
+			_ = raw.Close()
+			return nil, fmt.Errorf("handshake not begun: %w", err)
+		}
+		defer done()
+	}
+	return s.handshake(ctx, raw)
 }
 
 func (s *Server) handshake(ctx context.Context, raw net.Conn) (*conn, error) {

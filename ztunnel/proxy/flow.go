@@ -22,6 +22,7 @@ type flow struct {
 	reporter telemetry.Reporter
 	began    time.Time
 	cancel   context.CancelCauseFunc
+	lease    *lease // what a connection that was accepted as such holds
 
 	// fromApp and toApp are the bytes carried from and to the pod's side. Kernel splicing counts them only at the end.
 	fromApp, toApp atomic.Uint64

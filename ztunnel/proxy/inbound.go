@@ -16,12 +16,14 @@ import (
 )
 
 // hbone carries one HBONE connection of a peer; each of its streams is a connection to the pod ([podProxy.stream]).
-func (p *podProxy) hbone(ctx context.Context, conn *net.TCPConn) {
+func (p *podProxy) hbone(ctx context.Context, conn *net.TCPConn, _ *lease) {
 	src, local := addrPort(conn.RemoteAddr()), addrPort(conn.LocalAddr())
 	var err error
 	if isHidden(local.Addr()) {
 		err = refuse(VerdictHiddenAddress, "connection to the hidden listener address %s", local)
-	} else if served := p.server.ServeConn(ctx, conn); errors.Is(served, hbone.ErrTLS) {
+	} else if served := p.server.ServeConn(ctx, conn); errors.Is(served, errLimit) {
+		p.refuseForLimit(telemetry.Inbound, src, local, served)
+	} else if errors.Is(served, hbone.ErrTLS) {
 		err = refuse(VerdictTLS, "%w", served).flagged(telemetry.FlagTLS)
 	}
 	abort(conn) // does nothing if ServeConn has closed it
@@ -35,9 +37,16 @@ func (p *podProxy) hbone(ctx context.Context, conn *net.TCPConn) {
 // stream is the life of a connection that a peer makes over HBONE. The peer learns of a refusal by its status.
 func (p *podProxy) stream(_ context.Context, s *hbone.ServerStream) {
 	src, dst := addrPort(s.RemoteAddr()), addrPort(s.LocalAddr())
+	l, err := p.account.take(use{1, fdsStream})
+	if err != nil {
+		_ = s.Reject(statusUnavailable) // a peer that is gone needs no status
+		p.refuseForLimit(telemetry.Inbound, src, dst, err)
+		return
+	}
+	defer l.release()
 	// Not with the context of the HBONE connection: its end would hide why it ended.
 	ctx, f := p.begin(p.ctx, telemetry.Inbound, p.info.UID, src, dst)
-	err := p.carryStream(ctx, f, s)
+	err = p.carryStream(ctx, f, s)
 	f.end(ctx, err)
 }
 
@@ -97,12 +106,13 @@ func (p *podProxy) rejected(s *hbone.ServerStream, err error) error {
 
 // plaintext is the life of a connection to the pod from somebody who speaks no HBONE. A refusal reaches the client as a
 // reset.
-func (p *podProxy) plaintext(ctx context.Context, conn *net.TCPConn) {
+func (p *podProxy) plaintext(ctx context.Context, conn *net.TCPConn, l *lease) {
 	to, err := originalDst(conn, p.Redirected)
 	from := addrPort(conn.RemoteAddr())
 	defer p.clients.add(client{from, to})()
 	ctx, f := p.begin(ctx, telemetry.Inbound, p.info.UID, from, to)
 	if err == nil {
+		f.lease = l
 		err = p.carryPlaintext(ctx, f, conn)
 	}
 	abort(conn) // does nothing to a connection that was carried to its end
@@ -127,6 +137,9 @@ func (p *podProxy) carryPlaintext(ctx context.Context, f *flow, conn *net.TCPCon
 	input := policy.Input{SourceIP: src.Addr(), Dest: to}
 	if err := f.check(func() error { return p.allowed(self, input) }); err != nil {
 		return err
+	}
+	if err := f.lease.grow(fdsPlain); err != nil {
+		return refuse(VerdictLimit, "%w", err)
 	}
 	app, err := p.deliver(ctx, src.Addr(), to)
 	if err != nil {

@@ -17,10 +17,11 @@ import (
 )
 
 // outbound is the life of a connection that the pod makes. A refusal reaches the application as a reset.
-func (p *podProxy) outbound(ctx context.Context, app *net.TCPConn) {
+func (p *podProxy) outbound(ctx context.Context, app *net.TCPConn, l *lease) {
 	to, err := originalDst(app, p.Redirected)
 	ctx, f := p.begin(ctx, telemetry.Outbound, p.info.UID, addrPort(app.RemoteAddr()), to)
 	if err == nil {
+		f.lease = l
 		err = p.carryOutbound(ctx, f, app)
 	}
 	abort(app) // does nothing to a connection that was carried to its end
@@ -65,6 +66,9 @@ func (p *podProxy) carryOutbound(ctx context.Context, f *flow, app *net.TCPConn)
 }
 
 func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, route *route) error {
+	if err := f.lease.grow(fdsPlain); err != nil {
+		return refuse(VerdictLimit, "%w", err)
+	}
 	dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	upstream, err := p.network.Dial(dialCtx, netip.Addr{}, route.dial)
@@ -116,7 +120,7 @@ func (p *podProxy) connectPooled(ctx context.Context, src *discovery.Workload, f
 	key := hbone.Key{
 		Source: id.String(), Expected: strings.Join(route.expected, " "), Addr: route.dial, SourceIP: from.Addr(),
 	}
-	dial := func(ctx context.Context) (net.Conn, error) { return p.network.Dial(ctx, own, route.dial) }
+	dial := func(ctx context.Context) (net.Conn, error) { return p.dialHBONE(ctx, own, route.dial) }
 	return p.pool.Connect(ctx, key, dial, p.ClientTLS(id, route.expected), hbone.ConnectRequest{
 		Authority: route.authority, Headers: headers,
 	})
@@ -136,6 +140,8 @@ func connectRefusal(err error, route *route) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err // cut: the cause is known to whoever cut
+	case errors.Is(err, errLimit):
+		return refuse(VerdictLimit, "connect to %s: %w", route.dial, err)
 	case errors.As(err, &status) && status.Code == 401:
 		return refuse(VerdictPeer, "refused by the policies of %s: %w", route.authority, err).flagged(telemetry.FlagDeny)
 	case errors.As(err, &status):

@@ -5,12 +5,12 @@ package proxy
 import (
 	"context"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
 	"github.com/sluice-mesh/sluice/ztunnel/hbone"
 	"github.com/sluice-mesh/sluice/ztunnel/inpod"
+	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
 
 // podProxy is one pod being served.
@@ -27,6 +27,10 @@ type podProxy struct {
 	cancel context.CancelCauseFunc
 
 	stopRevocations func()
+
+	account    account
+	refusals   refusals
+	handshakes handshakes
 
 	clients clients // whose connections are carried in plaintext
 
@@ -49,39 +53,16 @@ func (p *podProxy) Replace(l *inpod.Listeners) {
 	old := p.listeners
 	p.listeners = l
 	for _, ln := range l.Outbound {
-		p.accepting.Go(func() { p.acceptLoop(ln, p.outbound) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Outbound, use{1, fdsAccepted}, p.outbound}) })
 	}
 	for _, ln := range l.Inbound {
-		p.accepting.Go(func() { p.acceptLoop(ln, p.plaintext) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{1, fdsAccepted}, p.plaintext}) })
 	}
 	for _, ln := range l.HBONE {
-		p.accepting.Go(func() { p.acceptLoop(ln, p.hbone) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{0, fdsHBONE}, p.hbone}) })
 	}
 	if old != nil {
 		old.Close()
-	}
-}
-
-// acceptLoop accepts until ln is closed. It outlives shortages: a process out of descriptors recovers when some close.
-func (p *podProxy) acceptLoop(ln *net.TCPListener, carry func(context.Context, *net.TCPConn)) {
-	for {
-		conn, err := ln.AcceptTCP()
-		if err != nil {
-			if isClosed(err) {
-				return
-			}
-			p.log.Error("cannot accept", "listener", ln.Addr().String(), "error", err)
-			select {
-			case <-time.After(50 * time.Millisecond):
-				continue
-			case <-p.ctx.Done():
-				return
-			}
-		}
-		p.carrying.Go(func() {
-			_ = p.TCP.Apply(conn)
-			carry(p.ctx, conn)
-		})
 	}
 }
 

@@ -63,6 +63,8 @@ type Config struct {
 	InfoPolicies bool
 	// LocalhostAppTunnel: applications that take PROXY protocol headers are connected to over loopback.
 	LocalhostAppTunnel bool
+	// Limits are shared among the pods. Zero means none.
+	Limits Limits
 }
 
 // Proxy carries the connections of all pods of a node.
@@ -71,12 +73,14 @@ type Proxy struct {
 	router router
 	live   live
 	hosts  hosts
+	budget budget
 }
 
 // New returns a Proxy. Its check of live connections against changed policies ends with ctx.
 func New(ctx context.Context, c Config) *Proxy {
 	p := &Proxy{Config: c}
 	p.router.store, p.router.network, p.router.redirected = c.Store, c.Network, c.Redirected
+	p.budget.limits = c.Limits
 	c.Metrics.OnScrape(p.live.progress)
 	go p.watchPolicies(ctx, c.Store.Subscribe())
 	return p
@@ -99,12 +103,13 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProx
 	ctx, cancel := context.WithCancelCause(context.Background())
 	pp := &podProxy{
 		Proxy: p, info: info, network: net, ctx: ctx, cancel: cancel,
-		log:  p.Log.With("pod", info.String()),
-		pool: hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Logger: p.Log}),
+		log:     p.Log.With("pod", info.String()),
+		account: account{budget: &p.budget},
+		pool:    hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Logger: p.Log}),
 	}
 	pp.server = &hbone.Server{
 		TLS:     &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: pp.tlsConfig},
-		Handler: pp.stream, Windows: p.Windows, Logger: p.Log,
+		Handler: pp.stream, Windows: p.Windows, Logger: p.Log, Admit: pp.handshakes.admit,
 	}
 	// A stream in the middle of a write notices nothing but the end of its connection.
 	context.AfterFunc(ctx, func() { _ = pp.pool.Close(ctx) })

@@ -46,7 +46,9 @@ const (
 	VerdictAddressMismatch Verdict = "refused-ip-mismatch"
 	VerdictAppTunnel       Verdict = "refused-application-tunnel"
 	VerdictStopped         Verdict = "refused-stopped"
-	VerdictRevoked         Verdict = "refused-revoked"
+	// VerdictLimit: the pod uses its share of the node's connections or file descriptors.
+	VerdictLimit   Verdict = "refused-limit"
+	VerdictRevoked Verdict = "refused-revoked"
 )
 
 // Errors that end connections which were already carried.

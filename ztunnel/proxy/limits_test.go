@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+func TestPodsShareTheBudget(t *testing.T) {
+	const total = 120
+	b := &budget{limits: Limits{Descriptors: total}}
+	grab := func(a *account) (held []*lease) {
+		for {
+			l, err := a.take(use{1, 1})
+			if err != nil {
+				if !errors.Is(err, errLimit) || !strings.Contains(err.Error(), "120 file descriptors") {
+					t.Fatalf("got %v, want the limit by its name", err)
+				}
+				return held
+			}
+			held = append(held, l)
+		}
+	}
+	pods := []*account{{budget: b}, {budget: b}, {budget: b}}
+	var held [][]*lease
+	for i, want := range []int{60, 30, 15} {
+		held = append(held, grab(pods[i]))
+		if got := len(held[i]); got != want {
+			t.Errorf("pod %d got %d of what was free, want %d", i, got, want)
+		}
+	}
+	for _, pod := range held {
+		for _, l := range pod {
+			l.release()
+			l.release()
+		}
+	}
+	if b.used != (use{}) || pods[0].used != (use{}) {
+		t.Errorf("after all was released %+v is used, by the first pod %+v", b.used, pods[0].used)
+	}
+	if got := len(grab(pods[2])); got != 60 {
+		t.Errorf("then a pod gets %d, want 60", got)
+	}
+}
+
+func TestLimitsOfConnections(t *testing.T) {
+	b := &budget{limits: Limits{Connections: 1}}
+	a, other := &account{budget: b}, &account{budget: b}
+	l, err := a.take(use{1, 1})
+	if err != nil {
+		t.Fatalf("the only connection: %v", err)
+	}
+	if _, err := other.take(use{1, 1}); !errors.Is(err, errLimit) {
+		t.Errorf("one more than the node's: got %v, want %v", err, errLimit)
+	}
+	l.release()
+	b.limits = Limits{ConnectionsPerPod: 1, Descriptors: 8}
+	if l, err = a.take(use{1, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.take(use{1, 1}); !errors.Is(err, errLimit) {
+		t.Errorf("one more than the pod's: got %v, want %v", err, errLimit)
+	}
+	if err := l.grow(3); err != nil {
+		t.Errorf("grow to half of what there is: %v", err)
+	}
+	if err := l.grow(1); !errors.Is(err, errLimit) {
+		t.Errorf("grow past half: got %v, want %v", err, errLimit)
+	}
+	l.release()
+	if b.used != (use{}) {
+		t.Errorf("after release %+v is used", b.used)
+	}
+}
+
+func TestDescriptorsLeaveAReserve(t *testing.T) {
+	for open, want := range map[uint64]int{64: 32, 1024: 896, 1 << 20: 1<<20 - 1<<17, 1 << 63: 1 << 30} {
+		if got := DescriptorsFor(open); got != want {
+			t.Errorf("of %d open files: got %d for connections, want %d", open, got, want)
+		}
+	}
+}
+
+func TestHandshakesOfOneSourceLeaveRoom(t *testing.T) {
+	var h handshakes
+	a, b := &addrConn{from: "10.0.0.1:1"}, &addrConn{from: "10.0.0.2:1"}
+	var dones []func()
+	for range maxHandshakes / 2 {
+		done, err := h.admit(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dones = append(dones, done)
+	}
+	if _, err := h.admit(a); !errors.Is(err, errLimit) {
+		t.Errorf("past half: got %v, want %v", err, errLimit)
+	}
+	done, err := h.admit(b)
+	if err != nil {
+		t.Fatalf("another source: %v", err)
+	}
+	done()
+	for _, done := range dones {
+		done()
+	}
+	if h.total != 0 || len(h.by) != 0 {
+		t.Errorf("%d handshakes of %d sources are left", h.total, len(h.by))
+	}
+}
+
+// addrConn has nothing but a peer.
+type addrConn struct {
+	net.Conn
+	from string
+}
+
+func (c *addrConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.from))
+}
+
+// TestOnePodsConnectionsLeaveRoomForOthers: legacy opens connections to the server until the server's share is used, and
+// the client pod's connections go on. Then legacy lets go, and is served again.
+func TestOnePodsConnectionsLeaveRoomForOthers(t *testing.T) {
+	w := newWorld(t)
+	w.proxy.budget.limits = Limits{Connections: 40}
+	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 7000).String())
+	outside := w.legacy.Echo(t, "outside", netip.AddrPortFrom(w.legacy.Addr4, 7001).String())
+
+	var held []net.Conn
+	var refused error
+	for refused == nil && len(held) <= 40 {
+		conn, err := w.legacy.Dial(t.Context(), "tcp", echo.Addr.String())
+		if err != nil {
+			refused = err // the reset was quicker than connect
+			break
+		}
+		if _, refused = testutil.Ask(conn); refused == nil {
+			held = append(held, conn)
+		} else {
+			_ = conn.Close()
+		}
+	}
+	if got := len(held); !errors.Is(refused, unix.ECONNRESET) || got != 20 {
+		t.Errorf("%d connections were carried, then %v; want 20, half of what there is, then a reset", got, refused)
+	}
+	w.wantLine("connection failed", `verdict="refused-limit"`, "too many connections", "40 connections")
+	for range 30 {
+		if answer, err := w.client.AskFrom(outside.Addr); err != nil || answer.Name != "outside" {
+			t.Fatalf("another pod's connection: got %+v, %v", answer, err)
+		}
+	}
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	testutil.Eventually(t, 10*time.Second, func() error {
+		_, err := w.legacy.AskFrom(echo.Addr)
+		return err
+	})
+}
