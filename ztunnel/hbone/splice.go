@@ -109,8 +109,10 @@ func (p *splice) aborted() bool {
 // down copies the stream to tcp.
 func (p *splice) down(received *atomic.Uint64) error {
 	s := p.s
+	to := newSink(p.tcp)
+	s.passOn(to, received)
 	for {
-		n, err := s.writeBlock(p.tcp)
+		n, err := s.writeBlock(to)
 		received.Add(uint64(n))
 		switch {
 		case err == nil:

@@ -41,6 +41,7 @@ type Stream struct {
 	status     int   // client: of the response
 	headers    []Header
 	rdl, wdl   deadline
+	direct     direct
 
 	ready chan struct{} // client: closed when the response or an error is there
 

@@ -21,13 +21,28 @@ func (s *Stream) receive(n int) ErrCode {
 
 // deliver takes ownership of b, which holds received data.
 func (s *Stream) deliver(b *block) {
-	n := b.len()
 	s.mu.Lock()
+	if s.direct.takesLocked(s, b) {
+		s.mu.Unlock()
+		n, err := s.direct.write(b.data())
+		b.r += n
+		s.mu.Lock()
+		s.direct.writing, s.direct.err = false, err
+		if err != nil || b.len() == 0 || !s.alive() {
+			s.rcond.Signal() // what waited for this write, or takes the error
+			s.mu.Unlock()
+			b.free()
+			s.consumed(n)
+			return
+		}
+		defer s.consumed(n)
+	}
 	if s.dead.Load() {
 		s.mu.Unlock()
 		b.free()
 		return
 	}
+	n := b.len()
 	if s.tail != nil && n <= pageBlock && n <= s.tail.room() {
 		// The reader is behind. Many small frames must not hold a block each.
 		s.tail.append(b.data())
@@ -56,8 +71,13 @@ func (s *Stream) behind() bool {
 // waitData returns with mu held: there is data, or the error says what there is instead.
 func (s *Stream) waitData() error {
 	s.mu.Lock()
-	for s.head == nil {
+	for s.head == nil || s.direct.writing {
 		switch {
+		case s.direct.writing:
+			s.rcond.Wait()
+			continue
+		case s.direct.err != nil:
+			return s.direct.err
 		case s.rerr != nil:
 			return s.rerr
 		case s.remoteEnd:
@@ -133,10 +153,14 @@ func (s *Stream) writeBlock(w io.Writer) (int, error) {
 		return 0, err
 	}
 	b := s.popLocked()
+	s.direct.copying = true
 	s.mu.Unlock()
 	size := b.len()
 	n, err := w.Write(b.data())
 	b.free()
+	s.mu.Lock()
+	s.direct.copying = false
+	s.mu.Unlock()
 	s.consumed(size)
 	if err == nil && n < size {
 		err = io.ErrShortWrite

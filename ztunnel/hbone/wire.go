@@ -23,6 +23,7 @@ const recordHeader = 5
 type wire struct {
 	net.Conn
 	raw syscall.RawConn // nil if Conn has no file descriptor
+	to  *sink
 
 	// beforeBlock, if set, runs in the reader's goroutine each time Read is about to wait for the peer.
 	beforeBlock func()
@@ -42,7 +43,7 @@ type wire struct {
 }
 
 func newWire(conn net.Conn) *wire {
-	w := &wire{Conn: conn}
+	w := &wire{Conn: conn, to: newSink(conn)}
 	if sc, ok := conn.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			w.raw, w.tryFn = raw, w.try
@@ -139,15 +140,6 @@ func (w *wire) try(fd uintptr) bool {
 	return true
 }
 
-func readFD(fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := syscall.Read(int(fd), p)
-		if err != syscall.EINTR {
-			return n, err
-		}
-	}
-}
-
 // fillPlain serves connections without a descriptor, such as a Stream that carries another TLS connection. They keep a
 // small block while they wait.
 func (w *wire) fillPlain() error {
@@ -174,7 +166,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
 	if !w.buffered {
-		return w.Conn.Write(p)
+		return w.to.Write(p)
 	}
 	for rest := p; len(rest) > 0; {
 		if w.out == nil {
@@ -211,7 +203,7 @@ func (w *wire) flushLocked() error {
 	}
 	b := w.out
 	w.out = nil
-	_, err := w.Conn.Write(b.data())
+	_, err := w.to.Write(b.data())
 	b.free()
 	return err
 }
