@@ -56,7 +56,7 @@ func steer() error {
 	if err := setLoopbackUp(); err != nil {
 		return err
 	}
-	if err := os.WriteFile(acceptLocalPath, []byte("1"), 0); err != nil {
+	if err := writeSysctl(acceptLocalPath, "1"); err != nil {
 		return fmt.Errorf("set accept_local of lo: %w", err)
 	}
 	for _, family := range families() {
@@ -82,7 +82,7 @@ func unsteer(loopbackWasOpen bool) error {
 		}
 	}
 	if !loopbackWasOpen {
-		if err := os.WriteFile(acceptLocalPath, []byte("0"), 0); err != nil {
+		if err := writeSysctl(acceptLocalPath, "0"); err != nil {
 			errs = append(errs, fmt.Errorf("reset accept_local of lo: %w", err))
 		}
 	}
