@@ -55,6 +55,9 @@ build/containerd/containerd: internal/tools/containerd/go.mod
 	@mkdir -p $(@D)
 	cd internal/tools/containerd && $(static) -o $(CURDIR)/$(@D)/ $(addprefix github.com/containerd/containerd/v2/cmd/,containerd containerd-shim-runc-v2)
 	@touch $@
+build/k8s/kustomize build/k8s/helm: internal/tools/manifests/go.mod
+	cd internal/tools/manifests && $(static) -o $(CURDIR)/$@ $(if $(filter %/helm,$@),helm.sh/helm/v3/cmd/helm,sigs.k8s.io/kustomize/kustomize/v5)
+	@touch $@
 
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
 	$(GO) generate ./...
@@ -69,7 +72,7 @@ test-packages: ## as packages, and the programs that are taken through the mesh:
 datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
 
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
-test: build build/containerd/containerd test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
+test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manifests
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+)
+
+// renderings are all ways to install, with the namespace each uses.
+func renderings(t *testing.T) map[string]struct {
+	objects
+	namespace string
+} {
+	type rendering = struct {
+		objects
+		namespace string
+	}
+	istiod := []string{"--set", "controlPlane.mode=istiod"}
+	folders := []string{"--set", "cni.confDir=/etc/cni/net.d,cni.binDir=/opt/cni/bin"}
+	return map[string]rendering{
+		"manifests":         {kustomize(t, "."), "sluice-system"},
+		"overlays/embedded": {kustomize(t, "overlays/embedded"), "sluice-system"},
+		"overlays/istiod":   {kustomize(t, "overlays/istiod"), "istio-system"},
+		"chart":             {helm(t), "sluice-system"},
+		"chart for istiod":  {helm(t, istiod...), "sluice-system"},
+		"chart with named CNI folders": {helm(t, append(folders, "--set", "podMonitor.enabled=true,agent.dnsCapture=true,"+
+			"agent.logLevel=debug,cni.mode=owned,agent.excludeNamespaces={a,b},ztunnel.env.LOG_LEVEL=debug")...), "sluice-system"},
+	}
+}
+
+func TestEveryRenderingHoldsTogether(t *testing.T) {
+	for name, r := range renderings(t) {
+		t.Run(name, func(t *testing.T) {
+			agent, ztunnel := r.daemonSet(t, r.namespace+"/sluice-installer"), r.daemonSet(t, r.namespace+"/ztunnel")
+			for _, ds := range []*appsv1.DaemonSet{agent, ztunnel} {
+				checkDaemonSet(t, r.objects, ds)
+			}
+			checkBindings(t, r.objects)
+			checkStarts(t, built(t, "bin/sluice-installer"), agent)
+			checkStarts(t, built(t, "bin/ztunnel"), ztunnel)
+		})
+	}
+}
+
+// checkDaemonSet holds what is promised of both: docs/SECURITY.md lists the exceptions from the profile "restricted".
+func checkDaemonSet(t *testing.T, all objects, ds *appsv1.DaemonSet) {
+	t.Helper()
+	pod := ds.Spec.Template
+	if all[fmt.Sprintf("ServiceAccount %s/%s", ds.Namespace, pod.Spec.ServiceAccountName)] == nil {
+		t.Errorf("%s: no ServiceAccount %s", ds.Name, pod.Spec.ServiceAccountName)
+	}
+	for key, value := range ds.Spec.Selector.MatchLabels {
+		if pod.Labels[key] != value {
+			t.Errorf("%s selects %s=%s, its pods have %q", ds.Name, key, value, pod.Labels[key])
+		}
+	}
+	if pod.Labels["istio.io/dataplane-mode"] != "none" || pod.Spec.PriorityClassName != "system-node-critical" {
+		t.Errorf("%s: labels %v, priority %q", ds.Name, pod.Labels, pod.Spec.PriorityClassName)
+	}
+	if want := []corev1.Toleration{{Operator: corev1.TolerationOpExists}}; !cmp.Equal(pod.Spec.Tolerations, want) {
+		t.Errorf("%s does not tolerate everything: %v", ds.Name, pod.Spec.Tolerations)
+	}
+	for _, c := range pod.Spec.Containers {
+		checkContainer(t, ds.Name, pod.Spec, c)
+	}
+}
+
+func checkContainer(t *testing.T, owner string, pod corev1.PodSpec, c corev1.Container) {
+	t.Helper()
+	s := c.SecurityContext
+	if s == nil || s.Privileged == nil || *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem ||
+		s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+		t.Errorf("%s: security context %+v", owner, s)
+	}
+	if c.ReadinessProbe == nil || c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() {
+		t.Errorf("%s: no readiness probe or requests", owner)
+	}
+	for _, m := range c.VolumeMounts {
+		if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+			t.Errorf("%s: mount of volume %q that is not there", owner, m.Name)
+		}
+		if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
+			t.Errorf("%s: the API refuses Bidirectional propagation of %q without privileged", owner, m.Name)
+		}
+	}
+	for _, v := range pod.Volumes {
+		if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return v.Name == m.Name }) {
+			t.Errorf("%s: volume %q is mounted nowhere", owner, v.Name)
+		}
+	}
+}
+
+// checkBindings follows each binding to its role and its accounts.
+func checkBindings(t *testing.T, all objects) {
+	t.Helper()
+	var accounts []rbacv1.Subject
+	for name, obj := range all {
+		switch b := obj.(type) {
+		case *rbacv1.ClusterRoleBinding:
+			if all["ClusterRole /"+b.RoleRef.Name] == nil {
+				t.Errorf("%s: no role %s", name, b.RoleRef.Name)
+			}
+			accounts = append(accounts, b.Subjects...)
+		case *rbacv1.RoleBinding:
+			if all[fmt.Sprintf("Role %s/%s", b.Namespace, b.RoleRef.Name)] == nil {
+				t.Errorf("%s: no role %s", name, b.RoleRef.Name)
+			}
+			accounts = append(accounts, b.Subjects...)
+		}
+	}
+	for _, s := range accounts {
+		if all[fmt.Sprintf("ServiceAccount %s/%s", s.Namespace, s.Name)] == nil {
+			t.Errorf("a binding names %s/%s, which is not there", s.Namespace, s.Name)
+		}
+	}
+}
+
+// checkStarts has the binary itself read the container's flags: what follows them is asked for only if they are good.
+func checkStarts(t *testing.T, program string, ds *appsv1.DaemonSet) {
+	t.Helper()
+	args := append(slices.Clone(ds.Spec.Template.Spec.Containers[0].Args), "--help")
+	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "Usage") && !strings.Contains(string(out), "\nUsage") {
+		t.Errorf("%s %v: %v\n%s", program, args, err, out)
+	}
+}
+
+func TestZtunnelsOverlapDuringUpgrades(t *testing.T) {
+	up := kustomize(t, ".").daemonSet(t, "sluice-system/ztunnel").Spec.UpdateStrategy.RollingUpdate
+	if up.MaxSurge.IntValue() != 1 || up.MaxUnavailable.IntValue() != 0 {
+		t.Errorf("got surge %v, unavailable %v, want 1 and 0", up.MaxSurge, up.MaxUnavailable)
+	}
+}
+
+// TestChartIsAsTheKustomization compares object by object, field by field.
+func TestChartIsAsTheKustomization(t *testing.T) {
+	for name, c := range map[string]struct {
+		overlay string
+		values  []string
+	}{
+		"embedded": {"overlays/embedded", nil},
+		"istiod":   {"overlays/istiod", []string{"--namespace", "istio-system", "--set", "controlPlane.mode=istiod"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want, got := kustomize(t, c.overlay), helm(t, c.values...)
+			delete(want, "Namespace /sluice-system") // a chart cannot make the namespace that it is installed into
+			normalize(want)
+			normalize(got)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("kustomize (-), helm (+):\n%s", diff)
+			}
+		})
+	}
+}
+
+// normalize sorts what has no order of its own.
+func normalize(all objects) {
+	for _, obj := range all {
+		ds, ok := obj.(*appsv1.DaemonSet)
+		if !ok {
+			continue
+		}
+		pod := &ds.Spec.Template.Spec
+		byName := func(a, b corev1.EnvVar) int { return strings.Compare(a.Name, b.Name) }
+		slices.SortFunc(pod.Containers[0].Env, byName)
+		slices.SortFunc(pod.Volumes, func(a, b corev1.Volume) int { return strings.Compare(a.Name, b.Name) })
+		slices.SortFunc(pod.Containers[0].VolumeMounts, func(a, b corev1.VolumeMount) int { return strings.Compare(a.MountPath, b.MountPath) })
+	}
+}
