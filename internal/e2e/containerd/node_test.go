@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -70,6 +71,9 @@ func newNode(t *testing.T, r release) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := shareMounts(dir); err != nil {
+		t.Fatal(err)
+	}
 	name := "ctrd-" + strings.ToLower(rand.Text()[:5])
 	l := lab.New(name, filepath.Join(dir, "lab"), b.dir)
 	n := &node{Node: l.Nodes[0], lab: l, t: t, release: r, image: b.image, starts: map[string]int{}}
@@ -77,7 +81,7 @@ func newNode(t *testing.T, r release) *node {
 		if t.Failed() {
 			n.showLogs()
 		}
-		if err := errors.Join(n.down(), os.RemoveAll(dir)); err != nil {
+		if err := errors.Join(n.down(), unix.Unmount(dir, unix.MNT_DETACH), os.RemoveAll(dir)); err != nil {
 			t.Errorf("down: %v", err)
 		}
 	})
