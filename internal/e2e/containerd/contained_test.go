@@ -56,14 +56,18 @@ func shareMounts(dir string) error {
 	return unix.Mount("", dir, "", unix.MS_SHARED, "")
 }
 
-// importOurImages makes the images as "make image" does, of the binaries under test.
+// importOurImages makes the images as "make image" does, of the binaries under test. The other architecture is only there
+// to be left alone by the runtime.
 func (n *node) importOurImages() {
 	n.t.Helper()
 	b, err := build()
 	n.must(err)
 	bin, out := n.t.TempDir(), n.t.TempDir()
-	n.must(os.Symlink(filepath.Join(b.dir, "bin"), filepath.Join(bin, "linux-"+runtime.GOARCH)))
-	cmd := exec.Command("go", "run", "../../tools/image", "-archs", runtime.GOARCH, "-bin", bin, "-out", out)
+	const other = "riscv64"
+	for _, arch := range []string{other, runtime.GOARCH} {
+		n.must(os.Symlink(filepath.Join(b.dir, "bin"), filepath.Join(bin, "linux-"+arch)))
+	}
+	cmd := exec.Command("go", "run", "../../tools/image", "-archs", other+","+runtime.GOARCH, "-bin", bin, "-out", out)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		n.t.Fatalf("image: %v\n%s", err, text)
 	}
