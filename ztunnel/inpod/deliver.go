@@ -10,8 +10,6 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/sluice-mesh/sluice/internal/netns"
 )
 
 // Avoid reports a source that a delivery must not have.
@@ -33,12 +31,12 @@ const (
 	kernelTries   = 4 // of deliveryTries, the last ones
 )
 
-// deliver connects to to from inside ns with the address from, whoever owns it.
-func (s *Sockets) deliver(ctx context.Context, ns *netns.NS, from netip.Addr, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
+// deliver connects to to from inside the pod with the address from, whoever owns it.
+func (p *Pod) deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
 	var err error
 	for try := range deliveryTries {
 		var conn *net.TCPConn
-		conn, err = s.dialOnce(ctx, ns, netip.AddrPortFrom(from, sourcePort(from, try, avoid)), to, avoid)
+		conn, err = p.dialOnce(ctx, netip.AddrPortFrom(from, sourcePort(from, try, avoid)), to, avoid)
 		if err == nil {
 			return conn, nil
 		}

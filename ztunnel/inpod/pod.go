@@ -33,6 +33,8 @@ type Pod struct {
 	ns      *netns.NS
 	sockets *Sockets
 	answers answers
+
+	spares4, spares6 spares
 }
 
 // NewPod wraps the network namespace fd, and takes ownership of it, also on error.
@@ -56,7 +58,7 @@ func (p *Pod) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*ne
 	if from.IsValid() && from.Is4() != to.Addr().Is4() {
 		from = netip.Addr{}
 	}
-	return p.sockets.dial(ctx, p.ns, from, to)
+	return p.dial(ctx, from, to)
 }
 
 // Deliver connects from inside the pod with the address from, which the pod need not own, and with no source that avoid
@@ -65,17 +67,19 @@ func (p *Pod) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*ne
 func (p *Pod) Deliver(ctx context.Context, from netip.Addr, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
 	from = from.Unmap()
 	if from == to.Addr() || p.sockets.options.OwnSource {
-		return p.sockets.dial(ctx, p.ns, netip.Addr{}, to)
+		return p.dial(ctx, netip.Addr{}, to)
 	}
 	if from.Is4() != to.Addr().Is4() {
 		return nil, fmt.Errorf("dial %s from %s: different address families", to, from)
 	}
-	return p.sockets.deliver(ctx, p.ns, from, to, avoid)
+	return p.deliver(ctx, from, to, avoid)
 }
 
 // close lets go of the namespace. Connections made in it stay open.
 func (p *Pod) close() {
 	p.answers.close()
+	p.spares4.close()
+	p.spares6.close()
 	_ = p.ns.Close()
 }
 

@@ -32,11 +32,13 @@ type socketJob struct {
 	ns     *netns.NS
 	family int
 	kind   int // SOCK_STREAM, SOCK_DGRAM or SOCK_RAW
+	want   int
 	done   chan<- socketResult
 }
 
+// socketResult has at least one socket, or an error.
 type socketResult struct {
-	fd  int
+	fds []int
 	err error
 }
 
@@ -59,9 +61,9 @@ func (s *Sockets) work(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case job := <-s.jobs:
-			result := socketResult{fd: -1, err: err}
+			result := socketResult{err: err}
 			if err == nil {
-				result.fd, result.err = socketIn(job.ns, job.family, job.kind)
+				result.fds, result.err = socketsIn(job)
 				// Back at once: a thread that stays would keep the namespace of a deleted pod alive.
 				if back := unix.Setns(home.FD(), unix.CLONE_NEWNET); back != nil {
 					job.done <- result
@@ -74,46 +76,64 @@ func (s *Sockets) work(ctx context.Context) {
 	}
 }
 
-func socketIn(ns *netns.NS, family, kind int) (int, error) {
-	if err := ns.Enter(); err != nil {
-		return -1, err
+func socketsIn(job socketJob) ([]int, error) {
+	if err := job.ns.Enter(); err != nil {
+		return nil, err
 	}
 	protocol := unix.IPPROTO_TCP
-	switch kind {
+	switch job.kind {
 	case unix.SOCK_DGRAM:
 		protocol = unix.IPPROTO_UDP
 	case unix.SOCK_RAW:
 		protocol = unix.IPPROTO_RAW
 	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
-	if err != nil {
-		return -1, fmt.Errorf("socket: %w", err)
+	fds := make([]int, 0, job.want)
+	for range job.want {
+		fd, err := unix.Socket(job.family, job.kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+		if err != nil && len(fds) == 0 {
+			return nil, fmt.Errorf("socket: %w", err)
+		}
+		if err != nil {
+			break
+		}
+		fds = append(fds, fd)
 	}
-	return fd, nil
+	return fds, nil
 }
 
 // open returns a prepared socket inside ns, not yet bound or connected. The caller closes it.
 func (s *Sockets) open(ctx context.Context, ns *netns.NS, family, kind int) (int, error) {
+	fds, err := s.openSome(ctx, ns, family, kind, 1)
+	if err != nil {
+		return -1, err
+	}
+	return fds[0], nil
+}
+
+// openSome returns between 1 and want sockets like open, or an error.
+func (s *Sockets) openSome(ctx context.Context, ns *netns.NS, family, kind, want int) ([]int, error) {
 	done := make(chan socketResult, 1)
 	select {
-	case s.jobs <- socketJob{ns, family, kind, done}:
+	case s.jobs <- socketJob{ns, family, kind, want, done}:
 	case <-ctx.Done():
-		return -1, ctx.Err()
+		return nil, ctx.Err()
 	}
 	r := <-done
 	if r.err != nil {
-		return -1, r.err
+		return nil, r.err
 	}
-	if err := s.prepare(r.fd); err != nil {
-		_ = unix.Close(r.fd)
-		return -1, fmt.Errorf("prepare socket: %w", err)
+	for _, fd := range r.fds {
+		if err := s.prepare(fd); err != nil {
+			closeAll(r.fds)
+			return nil, fmt.Errorf("prepare socket: %w", err)
+		}
 	}
-	return r.fd, nil
+	return r.fds, nil
 }
 
-// dial connects to to from inside ns. A valid from is the source address, which must be the pod's.
-func (s *Sockets) dial(ctx context.Context, ns *netns.NS, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
-	conn, err := s.dialOnce(ctx, ns, netip.AddrPortFrom(from, 0), to, nil)
+// dial connects to to from inside the pod. A valid from is the source address, which must be the pod's.
+func (p *Pod) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	conn, err := p.dialOnce(ctx, netip.AddrPortFrom(from, 0), to, nil)
 	return conn, dialError(to, err)
 }
 
@@ -124,8 +144,8 @@ func dialError(to netip.AddrPort, err error) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(to), Err: err}
 }
 
-func (s *Sockets) dialOnce(ctx context.Context, ns *netns.NS, from, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
-	fd, err := s.open(ctx, ns, familyOf(to.Addr()), unix.SOCK_STREAM)
+func (p *Pod) dialOnce(ctx context.Context, from, to netip.AddrPort, avoid Avoid) (*net.TCPConn, error) {
+	fd, err := p.socket(ctx, familyOf(to.Addr()))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +154,7 @@ func (s *Sockets) dialOnce(ctx context.Context, ns *netns.NS, from, to netip.Add
 		return nil, err
 	}
 	// After FileConn, which sets a keepalive of its own.
-	if err := s.options.TCP.Apply(conn); err != nil {
+	if err := p.sockets.options.TCP.Apply(conn); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
