@@ -6,8 +6,12 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 )
 
 // TestSmallDataKeepsItsOrder: what the read loop passes on by itself, what it must queue because the application does not
@@ -71,4 +75,31 @@ func TestSmallDataIsPassedOnByTheReadLoop(t *testing.T) {
 	if got := direct.Load(); got != 40 {
 		t.Errorf("the read loop passed on %d of 40 bytes", got)
 	}
+}
+
+// TestEndGoesWithTheLastData: what an application sends right before it closes leaves in one frame with the end.
+func TestEndGoesWithTheLastData(t *testing.T) {
+	s, p, id := answered(t)
+	near, app := tcpPair(t)
+	_, err := app.Write(make([]byte, 1000))
+	must(t, err)
+	must(t, app.CloseWrite())
+	eventually(t, func() bool { return tcpInfo(t, near).State == unix.BPF_TCP_CLOSE_WAIT })
+	result := make(chan error, 1)
+	go func() { result <- Splice(near, s, nil, nil) }()
+	f := p.next(func(f http2.Frame) bool { return f.Header().Type == http2.FrameData })
+	if d := f.(*http2.DataFrame); len(d.Data()) != 1000 || !d.StreamEnded() {
+		t.Errorf("got %d bytes, end %v, want 1000 and the end", len(d.Data()), d.StreamEnded())
+	}
+	must(t, p.WriteData(id, true, nil))
+	must(t, <-result)
+}
+
+func tcpInfo(t *testing.T, c *net.TCPConn) (info unix.TCPInfo) {
+	control(c, func(fd int) {
+		got, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		must(t, err)
+		info = *got
+	})
+	return info
 }

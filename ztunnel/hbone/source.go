@@ -19,6 +19,9 @@ type source struct {
 	limit int
 	block *block
 	err   error
+
+	// ended, if set, says what an end of data is: io.EOF, or an error that looks like one.
+	ended func() error
 }
 
 func newSource(r io.Reader) *source {
@@ -47,8 +50,18 @@ func (s *source) read(limit int) (*block, error) {
 // tryRead makes one attempt; false makes the poller wait for readability and try again.
 func (s *source) tryRead(fd uintptr) bool {
 	b := newBlock(bigBlock)
-	n, err := readFD(fd, b.b[frameHeaderLen:frameHeaderLen+s.limit])
+	room := b.b[frameHeaderLen : frameHeaderLen+s.limit]
+	n, err := readFD(fd, room)
 	if n > 0 {
+		// Whoever answers and closes does both at once: looking again costs less than a frame for the end alone.
+		switch m, err := readFD(fd, room[n:]); {
+		case m > 0:
+			n += m
+		case err == nil && n < len(room):
+			s.err = s.end()
+		case err != nil && err != syscall.EAGAIN:
+			s.err = os.NewSyscallError("read", err) // told once only
+		}
 		b.w = frameHeaderLen + n
 		s.block = b
 		return true
@@ -58,11 +71,18 @@ func (s *source) tryRead(fd uintptr) bool {
 	case syscall.EAGAIN:
 		return false
 	case nil:
-		s.err = io.EOF
+		s.err = s.end()
 	default:
 		s.err = os.NewSyscallError("read", err)
 	}
 	return true
+}
+
+func (s *source) end() error {
+	if s.ended == nil {
+		return io.EOF
+	}
+	return s.ended()
 }
 
 func (s *source) readPlain(limit int) (*block, error) {

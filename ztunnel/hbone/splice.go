@@ -81,18 +81,17 @@ func (p *splice) up(sent *atomic.Uint64) error {
 	s.wlock.Lock()
 	defer s.wlock.Unlock()
 	src := newSource(p.tcp)
+	src.ended = p.ended
 	for {
-		n, err := s.readBlock(src)
+		n, err := s.readBlock(src, true)
 		sent.Add(uint64(n))
 		switch {
 		case err == nil:
 			continue
+		case err == io.EOF:
+			return s.closeWrite() // does nothing if the end went with the last data
 		case s.writeErr() != nil:
 			return s.writeErr() // The stream is dead; down learns it too.
-		case err == io.EOF && !p.aborted():
-			return s.closeWrite()
-		case err == io.EOF:
-			err = syscall.ECONNRESET
 		}
 		// Whatever it is, the data may be incomplete: CANCEL would read as its end.
 		s.Reset(CodeConnect)
@@ -100,10 +99,13 @@ func (p *splice) up(sent *atomic.Uint64) error {
 	}
 }
 
-// aborted reports whether an EOF of tcp is not the application's FIN: after a reset the first system call gets the error,
-// which may be a write, and reads see an EOF.
-func (p *splice) aborted() bool {
-	return !p.finSent.Load() && tcpClosed(p.tcp)
+// ended says what an EOF of tcp is. It is not always the application's FIN: after a reset the first system call gets the
+// error, which may be a write, and reads see an EOF.
+func (p *splice) ended() error {
+	if !p.finSent.Load() && tcpClosed(p.tcp) {
+		return syscall.ECONNRESET
+	}
+	return io.EOF
 }
 
 // down copies the stream to tcp.

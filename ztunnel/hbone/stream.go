@@ -4,6 +4,7 @@ package hbone
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -76,23 +77,38 @@ func (s *Stream) CloseWrite() error {
 
 func (s *Stream) closeWrite() error {
 	s.mu.Lock()
-	if s.localEnd || s.werr != nil {
-		err := s.werr
-		s.mu.Unlock()
+	over, err := s.localEnd || s.werr != nil, s.werr
+	s.mu.Unlock()
+	if over {
 		return err
 	}
+	var frame [frameHeaderLen]byte
+	if err := s.sendEnd(frameHeader{typ: frameData, stream: s.id}, frame[:]); err != errUnsent {
+		return err
+	}
+	return nil
+}
+
+// errUnsent reports a frame that was not sent because the stream is over, and nothing says why.
+var errUnsent = errors.New("stream is over")
+
+// sendEnd sends the last frame of this direction. The caller holds wlock.
+func (s *Stream) sendEnd(h frameHeader, frame []byte) error {
+	s.mu.Lock()
 	s.localEnd = true
 	s.mu.Unlock()
-	var frame [frameHeaderLen]byte
-	frameHeader{typ: frameData, flags: flagEndStream, stream: s.id}.put(frame[:])
-	sent := s.sendFrame(frame[:], s.queueEnd)
+	h.flags |= flagEndStream
+	h.put(frame)
+	sent := s.sendFrame(frame, s.queueEnd)
 	s.mu.Lock()
 	over, err := sent && s.remoteEnd, s.werr
 	s.mu.Unlock()
-	if over {
+	switch {
+	case over:
 		s.c.forget(s)
-	}
-	if !sent {
+	case !sent && err == nil:
+		return errUnsent
+	case !sent:
 		return err
 	}
 	return nil

@@ -14,7 +14,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 		n := min(len(p), maxSendFrame)
 		b := newBlock(frameHeaderLen + n)
 		copy(b.b[frameHeaderLen:], p[:n])
-		sent, err := s.sendBlock(b, n)
+		sent, err := s.sendBlock(b, n, false)
 		b.free()
 		total += sent
 		if err != nil {
@@ -33,7 +33,7 @@ func (s *Stream) ReadFrom(r io.Reader) (int64, error) {
 	src := newSource(r)
 	var total int64
 	for {
-		n, err := s.readBlock(src)
+		n, err := s.readBlock(src, false)
 		total += int64(n)
 		if err == io.EOF {
 			return total, nil
@@ -44,8 +44,9 @@ func (s *Stream) ReadFrom(r io.Reader) (int64, error) {
 	}
 }
 
-// readBlock moves one block from src; io.EOF means that src has ended. The caller holds wlock.
-func (s *Stream) readBlock(src *source) (int, error) {
+// readBlock moves one block from src; io.EOF means that src has ended, and if end is set that END_STREAM may have been sent
+// with the last data. The caller holds wlock.
+func (s *Stream) readBlock(src *source, end bool) (int, error) {
 	window, err := s.waitWindow()
 	if err != nil {
 		return 0, err
@@ -55,15 +56,16 @@ func (s *Stream) readBlock(src *source) (int, error) {
 		return 0, err
 	}
 	defer b.free()
-	n, werr := s.sendBlock(b, b.w-frameHeaderLen)
+	n, werr := s.sendBlock(b, b.w-frameHeaderLen, end && err == io.EOF)
 	if werr != nil {
 		err = werr
 	}
 	return n, err
 }
 
-// sendBlock sends n bytes that lie in b behind room for a frame header, and may overwrite them. The caller holds wlock.
-func (s *Stream) sendBlock(b *block, n int) (sent int, err error) {
+// sendBlock sends n bytes that lie in b behind room for a frame header, and may overwrite them, and END_STREAM with the
+// last of them if end is set. The caller holds wlock.
+func (s *Stream) sendBlock(b *block, n int, end bool) (sent int, err error) {
 	for sent < n {
 		k, err := s.acquire(n - sent)
 		if err != nil {
@@ -72,10 +74,15 @@ func (s *Stream) sendBlock(b *block, n int) (sent int, err error) {
 		// The header goes over the last bytes of the part before, which has been sent: header and data make whole TLS
 		// records, and nothing is copied to make room.
 		frame := b.b[sent : sent+frameHeaderLen+k]
-		frameHeader{length: k, typ: frameData, stream: s.id}.put(frame)
-		if !s.sendFrame(frame, s.alive) {
+		h := frameHeader{length: k, typ: frameData, stream: s.id}
+		if end && sent+k == n {
+			err = s.sendEnd(h, frame)
+		} else if h.put(frame); !s.sendFrame(frame, s.alive) {
+			err = s.writeErr()
+		}
+		if err != nil {
 			s.c.flow.add(k)
-			return sent, s.writeErr()
+			return sent, err
 		}
 		sent += k
 	}
