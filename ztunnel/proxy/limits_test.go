@@ -131,7 +131,9 @@ func (c *addrConn) RemoteAddr() net.Addr {
 // the client pod's connections go on. Then legacy lets go, and is served again.
 func TestOnePodsConnectionsLeaveRoomForOthers(t *testing.T) {
 	w := newWorld(t)
+	w.proxy.budget.mu.Lock() // the pods are served already
 	w.proxy.budget.limits = Limits{Connections: 40}
+	w.proxy.budget.mu.Unlock()
 	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 7000).String())
 	outside := w.legacy.Echo(t, "outside", netip.AddrPortFrom(w.legacy.Addr4, 7001).String())
 
