@@ -52,8 +52,11 @@ type AccessLog struct {
 	recent recent
 }
 
+// accessScope is the scope of the access log.
+const accessScope = "access"
+
 // NewAccessLog returns an access log that writes to log in the scope "access".
-func NewAccessLog(log *slog.Logger) *AccessLog { return &AccessLog{log: Scope(log, "access")} }
+func NewAccessLog(log *slog.Logger) *AccessLog { return &AccessLog{log: Scope(log, accessScope)} }
 
 // Opened notes, at level debug, a connection whose two ends are known.
 func (l *AccessLog) Opened(a *Access) { l.write(slog.LevelDebug, "connection opened", a, false) }

@@ -34,20 +34,15 @@ func ParseFormat(s string) (Format, error) {
 	return "", fmt.Errorf("log format %q: not text or json", s)
 }
 
-// NewLogger returns a logger whose lines go to w, one write each. The attribute "scope" set by [Scope] selects the
-// level and is printed in its own place.
+// NewLogger returns a logger whose lines go to w in order. The attribute "scope" set by [Scope] selects the level and is
+// printed in its own place. Lines are written at once, except those of the access log when they come thick and fast: they
+// share a write, at most 20 ms late. A process that is killed loses those.
 func NewLogger(w io.Writer, f Format, l *Levels) *slog.Logger {
 	return slog.New(&handler{sink: &sink{w: w}, format: f, levels: l, scope: "ztunnel"})
 }
 
 // Scope returns log with its lines in the named scope.
 func Scope(log *slog.Logger, name string) *slog.Logger { return log.With("scope", name) }
-
-// sink keeps lines whole when several goroutines write.
-type sink struct {
-	mu sync.Mutex
-	w  io.Writer
-}
 
 type handler struct {
 	sink   *sink
@@ -93,9 +88,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		b = h.appendText(b, r)
 	}
 	b = append(b, '\n')
-	h.sink.mu.Lock()
-	_, err := h.sink.w.Write(b)
-	h.sink.mu.Unlock()
+	err := h.sink.write(b, h.scope == accessScope)
 	*buf = b
 	lines.Put(buf)
 	return err
