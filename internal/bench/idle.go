@@ -13,64 +13,90 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/sluice-mesh/sluice/internal/lab"
 )
 
 // idleConns is how many connections are held at once, where the limit of open files allows it.
 const idleConns = 10_000
 
-// idle measures what a connection that says nothing costs both proxies together.
+// afterwards are the times after the last connection has closed at which memory is read again.
+var afterwards = []time.Duration{time.Second, 10 * time.Second, 30 * time.Second}
+
+// idle measures what a connection that says nothing costs both proxies together, and what stays when it has closed.
 func (b *bench) idle() error {
-	// Both ends of a connection are in one process: here, and in each haproxy.
+	// Both ends of a connection are in one process: here, and in each proxy.
 	count := min(idleConns, (b.files-1000)/2)
-	s := b.report.begin("Idle connections", fmt.Sprintf("Resident memory of both proxies together, before and with %d connections that each carried one byte each way.", count),
-		"what", "unit", "sluice", "haproxy pair", "ratio", "goal")
-	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	var each [2]float64
-	for i, c := range []struct {
-		from   string
-		server *lab.Pod
-		to     netip.AddrPort
-		procs  []string
-	}{
-		{b.client.NS, b.server, netip.AddrPortFrom(b.server.Addr4, idlePort), []string{"ztunnel-node1", "ztunnel-node2"}},
-		{b.pclient.NS, b.pserver, netip.AddrPortFrom(local, haproxyIn+idlePort), []string{"haproxy-client", "haproxy-server"}},
-	} {
-		before, with, err := b.holdIdle(c.from, c.server, c.to, c.procs, count)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.procs[0], err)
-		}
-		each[i] = float64(with-before) / float64(count) / 1024
+	s := b.report.begin("Idle connections", fmt.Sprintf("Resident memory of both proxies together, with their workers, with %d connections that each carried one byte each way "+
+		"(asked for: %d; the limit of open files is %d for each process). nginx: pages that its processes share count in each.", count, idleConns, b.files), compared...)
+	rows := []row{{what: "after the start", unit: "MiB"}, {what: "before", unit: "MiB"}, {what: "with the connections", unit: "MiB"}}
+	for _, d := range afterwards {
+		rows = append(rows, row{what: fmt.Sprintf("%v after they closed", d), unit: "MiB"})
 	}
-	b.report.add(s, "memory per connection", "KiB", number(each[0]), number(each[1]), number(each[0]/each[1]),
-		verdict(each[0]/each[1], "≤ 1.0", 1, false)+", "+verdict(each[0], "≤ 32 KiB", 32, false))
+	stop, err := b.startEchoes()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	samples := make([]map[string]float64, len(rows))
+	for i := range rows {
+		samples[i] = map[string]float64{}
+	}
+	each := map[string]float64{}
+	for _, w := range b.proxied() {
+		got, err := b.holdIdle(w, count)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		for i, bytes := range append([]int{b.fresh[w.name]}, got...) {
+			samples[i][w.name] = float64(bytes) / (1 << 20)
+		}
+		each[w.name] = float64(got[1]-got[0]) / float64(count) / 1024
+	}
+	for i, r := range rows {
+		b.addCompared(s, r, samples[i])
+	}
+	b.addCompared(s, row{"per connection", "KiB", "≤ 1.0", 1, false}, each)
+	if ours, ok := each["sluice"]; ok {
+		last := s.rows[len(s.rows)-1]
+		last[8] = strings.TrimPrefix(last[8]+", "+verdict(ours, "≤ 32 KiB", 32, false), ", ")
+	}
 	return nil
 }
 
-func (b *bench) holdIdle(from string, server *lab.Pod, to netip.AddrPort, procs []string, count int) (before, with int, err error) {
-	ln, err := b.Listen(server.NS, net.JoinHostPort("0.0.0.0", strconv.Itoa(idlePort)))
-	if err != nil {
-		return 0, 0, err
+// holdIdle returns what is resident before, with, and afterwards, in bytes.
+func (b *bench) holdIdle(w way, count int) (resident []int, err error) {
+	read := func() error {
+		n, err := b.resident(w.procs)
+		resident = append(resident, n)
+		return err
 	}
-	defer ln.Close()
-	go echoAll(ln)
-	if before, err = b.resident(procs); err != nil {
-		return 0, 0, err
+	if err := read(); err != nil {
+		return nil, err
 	}
 	conns := make([]net.Conn, count)
-	defer func() {
-		for _, c := range conns {
-			if c != nil {
-				_ = c.Close()
-			}
-		}
-	}()
-	if err := b.openIdle(from, to, conns); err != nil {
-		return 0, 0, err
+	err = b.openIdle(w.ns, w.echo, conns)
+	if err == nil {
+		err = read()
 	}
-	with, err = b.resident(procs)
-	return before, with, err
+	for _, c := range conns {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	closed := time.Now()
+	for _, d := range afterwards {
+		select {
+		case <-b.ctx.Done():
+			return nil, b.ctx.Err()
+		case <-time.After(time.Until(closed.Add(d))):
+		}
+		if err := read(); err != nil {
+			return nil, err
+		}
+	}
+	return resident, nil
 }
 
 // openIdle fills conns from a few workers; each connection has echoed a byte when it is done.
@@ -103,49 +129,18 @@ func echoByte(c net.Conn) error {
 	return err
 }
 
-// echoAll answers each connection's bytes until the peer closes. Not io.Copy: that takes a pipe per connection.
-func echoAll(ln net.Listener) {
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer c.Close()
-			buf := make([]byte, 1)
-			for {
-				if _, err := c.Read(buf); err != nil {
-					return
-				}
-				if _, err := c.Write(buf); err != nil {
-					return
-				}
-			}
-		}()
-	}
-}
-
-// resident is the sum of the named processes' resident memory, in bytes.
+// resident is the sum of the named processes' resident memory and their workers', in bytes.
 func (b *bench) resident(names []string) (sum int, err error) {
-	procs, err := b.Procs()
+	pids, err := b.members(names)
 	if err != nil {
 		return 0, err
 	}
-	found := 0
-	for _, p := range procs {
-		for _, name := range names {
-			if p.Name == name {
-				n, err := residentOf(p.PID)
-				if err != nil {
-					return 0, err
-				}
-				sum += n
-				found++
-			}
+	for _, pid := range pids {
+		n, err := residentOf(pid)
+		if err != nil {
+			return 0, err
 		}
-	}
-	if found != len(names) {
-		return 0, fmt.Errorf("%d processes of %v run", found, names)
+		sum += n
 	}
 	return sum, nil
 }

@@ -27,8 +27,9 @@ var (
 	lastRequest = []byte("GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
 )
 
-// iperf moves bytes for the span and returns what the receiver got, in Gbit/s. Reverse means from server to client.
-func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (float64, error) {
+// iperf moves bytes for the span and returns what the receiver got, in Gbit/s, and how many bytes went all in all: the
+// second of warming up does not count for the rate. Reverse means from server to client.
+func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (rate, moved float64, err error) {
 	args := []string{"iperf3", "-J", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())),
 		"-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(b.span.Seconds())), "-O", "1"}
 	if reverse {
@@ -36,42 +37,58 @@ func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (
 	}
 	var out string
 	// A proxy may hold the run before this one for a moment longer than its client.
-	err := lab.Poll(10*time.Second, func() (err error) {
+	err = lab.Poll(10*time.Second, func() (err error) {
 		if out, err = b.Output(ns, b.span+20*time.Second, args...); err != nil {
 			err = fmt.Errorf("iperf3: %w: %s", err, out)
 		}
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var result struct {
+		Intervals []struct {
+			Sum struct {
+				Bytes float64 `json:"bytes"`
+			} `json:"sum"`
+		} `json:"intervals"`
 		End struct {
 			Received struct {
 				Bits float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
-		}
+		} `json:"end"`
 	}
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		return 0, fmt.Errorf("iperf3: %w", err)
+		return 0, 0, fmt.Errorf("iperf3: %w", err)
 	}
-	if result.End.Received.Bits == 0 {
-		return 0, fmt.Errorf("iperf3 moved nothing: %s", out)
+	for _, each := range result.Intervals {
+		moved += each.Sum.Bytes
 	}
-	return result.End.Received.Bits / 1e9, nil
+	if result.End.Received.Bits == 0 || moved == 0 {
+		return 0, 0, fmt.Errorf("iperf3 moved nothing: %s", out)
+	}
+	return result.End.Received.Bits / 1e9, moved, nil
 }
 
 // exchange is one request on an open connection. The page is always the same, so its length is the first answer's.
 type exchange struct {
 	conn   net.Conn
+	ask    []byte
 	buf    []byte
 	length int
 }
 
-func newExchange(conn net.Conn) *exchange { return &exchange{conn: conn, buf: make([]byte, 4096)} }
+func newExchange(conn net.Conn) *exchange {
+	return &exchange{conn: conn, ask: request, buf: make([]byte, 4096)}
+}
+
+// newPing is an exchange with a server that sends back what it gets.
+func newPing(conn net.Conn) *exchange {
+	return &exchange{conn: conn, ask: make([]byte, pingBytes), buf: make([]byte, pingBytes), length: pingBytes}
+}
 
 func (e *exchange) do() error {
-	if _, err := e.conn.Write(request); err != nil {
+	if _, err := e.conn.Write(e.ask); err != nil {
 		return err
 	}
 	if e.length > 0 {
@@ -97,10 +114,33 @@ func (e *exchange) do() error {
 	return nil
 }
 
-func (b *bench) dial(w way) (net.Conn, error) {
+func (b *bench) dial(w way, to netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
 	defer cancel()
-	return b.Dial(ctx, w.ns, w.http.String())
+	return b.Dial(ctx, w.ns, to.String())
+}
+
+// openAll opens connections that each have done one exchange, which opens what is opened once. The caller closes those
+// that it gets, even with an error.
+func (b *bench) openAll(w way, to netip.AddrPort, conns int, wrap func(net.Conn) *exchange) (all []*exchange, err error) {
+	for range conns {
+		conn, err := b.dial(w, to)
+		if err != nil {
+			return all, err
+		}
+		e := wrap(conn)
+		all = append(all, e)
+		if err := e.do(); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+func closeAll(all []*exchange) {
+	for _, e := range all {
+		_ = e.conn.Close()
+	}
 }
 
 // together runs so many workers side by side and adds up their samples.
@@ -127,24 +167,15 @@ func together(workers int, work func(i int) ([]time.Duration, error)) ([]time.Du
 	return all, errors.Join(errs...)
 }
 
-// keepAlive sends request after request on each of so many connections, as fast as answers come.
-func (b *bench) keepAlive(w way, conns int) ([]time.Duration, error) {
-	return together(conns, func(int) (took []time.Duration, err error) {
-		conn, err := b.dial(w)
-		if err != nil {
-			return nil, err
-		}
-		defer conn.Close()
-		e := newExchange(conn)
-		if err := e.do(); err != nil { // opens what is opened once
-			return nil, err
-		}
+// keepAlive does exchange after exchange on each of the connections for the span, as fast as answers come.
+func (b *bench) keepAlive(all []*exchange) ([]time.Duration, error) {
+	return together(len(all), func(i int) (took []time.Duration, err error) {
 		for end := time.Now().Add(b.span); ; {
 			began := time.Now()
 			if !began.Before(end) {
 				return took, nil
 			}
-			if err := e.do(); err != nil {
+			if err := all[i].do(); err != nil {
 				return took, err
 			}
 			took = append(took, time.Since(began))
@@ -157,7 +188,7 @@ func (b *bench) keepAlive(w way, conns int) ([]time.Duration, error) {
 func (b *bench) atRate(w way, conns int, perSecond float64) ([]time.Duration, error) {
 	gap := time.Duration(float64(conns) / perSecond * float64(time.Second))
 	return together(conns, func(i int) (took []time.Duration, err error) {
-		conn, err := b.dial(w)
+		conn, err := b.dial(w, w.http)
 		if err != nil {
 			return nil, err
 		}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures Sluice on two nodes on this machine, against no mesh and against a pair of haproxy that carry
-// the same connections in mutual TLS: "make bench".
+// Command bench measures Sluice on two nodes on this machine, against no mesh and against pairs of haproxy and of
+// nginx that carry the same connections in mutual TLS: "make bench".
 //
 // Every figure is the median of rounds in which the sides take turns, so that a slow moment of the machine meets all of
 // them. What counts is the ratio.
@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,7 +33,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 type config struct {
 	build, out, goBench string
-	only                string
+	only, sides         string
 	rounds              int
 	span                time.Duration
 }
@@ -45,6 +46,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&c.out, "o", "", "write the tables to this Markdown file too")
 	flags.StringVar(&c.goBench, "gobench", "", "output of go test -bench to put into the file")
 	flags.StringVar(&c.only, "only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+"; default all")
+	flags.StringVar(&c.sides, "ways", "", "comma-separated ways to compare, for profiling: "+strings.Join(wayNames, ", ")+"; default all")
 	flags.IntVar(&c.rounds, "rounds", 5, "rounds per figure")
 	flags.DurationVar(&c.span, "span", 3*time.Second, "length of each measurement")
 	if err := flags.Parse(args); err != nil {
@@ -76,7 +78,17 @@ func (c *config) validate() error {
 			errs = append(errs, fmt.Errorf("-only: %q is none of %s", name, strings.Join(partNames(), ", ")))
 		}
 	}
+	for _, name := range strings.Split(c.sides, ",") {
+		if c.sides != "" && !slices.Contains(wayNames, name) {
+			errs = append(errs, fmt.Errorf("-ways: %q is none of %s", name, strings.Join(wayNames, ", ")))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// takes reports whether a way is to be measured.
+func (c *config) takes(way string) bool {
+	return c.sides == "" || slices.Contains(strings.Split(c.sides, ","), way)
 }
 
 func (c *config) parts() []string {
@@ -140,5 +152,5 @@ func (c *config) measure(ctx context.Context, out io.Writer) (err error) {
 	if c.out == "" {
 		return nil
 	}
-	return b.report.write(c)
+	return b.writeReport()
 }

@@ -5,8 +5,9 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
-	"time"
 )
 
 // part measures one thing. order keeps the report readable.
@@ -21,71 +22,33 @@ var parts = map[string]part{
 	"bulk":        {3, (*bench).bulk},
 	"requests":    {4, (*bench).requests},
 	"connections": {5, (*bench).connections},
-	"idle":        {6, (*bench).idle},
-	"add":         {7, (*bench).add},
+	"pingpong":    {6, (*bench).pingPong},
+	"idle":        {7, (*bench).idle},
+	"add":         {8, (*bench).add},
 }
 
 func partNames() []string {
 	return slices.SortedFunc(maps.Keys(parts), func(a, b string) int { return parts[a].order - parts[b].order })
 }
 
-// rotate runs measure for each way in turn, as many rounds as asked for, and returns the samples of each.
-func (b *bench) rotate(ways []way, measure func(way) (float64, error)) ([][]float64, error) {
-	samples := make([][]float64, len(ways))
-	for range b.rounds {
-		for i, w := range ways {
-			if err := b.ctx.Err(); err != nil {
-				return nil, err
-			}
-			got, err := measure(w)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", w.name, err)
-			}
-			samples[i] = append(samples[i], got)
-		}
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
 	}
-	return samples, nil
-}
-
-// compared are the columns of tables over ways().
-var compared = []string{"what", "unit", "sluice", "haproxy pair", "direct", "sluice / haproxy", "goal", "sluice / direct"}
-
-// compare measures over all ways and adds the row.
-func (b *bench) compare(s *section, what, unit, goal string, limit float64, atLeast bool, measure func(way) (float64, error)) error {
-	samples, err := b.rotate(b.ways(), measure)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	ours, theirs, direct := median(samples[0]), median(samples[1]), median(samples[2])
-	if goal != "" {
-		goal = verdict(ours/theirs, goal, limit, atLeast)
-	}
-	b.report.add(s, what, unit, number(ours), number(theirs), number(direct), number(ours/theirs), goal, number(ours/direct))
-	return nil
-}
-
-// number prints three digits or so.
-func number(v float64) string {
-	switch {
-	case v >= 1000:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func (b *bench) bulk() error {
-	s := b.report.begin("Bulk transfer", "iperf3 between pods on two nodes. haproxy pair: "+haproxyVersion(b)+
-		", TCP to TLS 1.3 (AES-128-GCM, both ends authenticated) to TCP, one in each pod.", compared...)
+	s := b.report.begin("Bulk transfer", "iperf3 between pods on two nodes. "+costNote, compared...)
 	for _, streams := range []int{1, 16} {
-		for _, reverse := range []bool{false, true} {
-			what := fmt.Sprintf("%d streams, client to server", streams)
-			if reverse {
-				what = fmt.Sprintf("%d streams, server to client", streams)
-			}
-			err := b.compare(s, what, "Gbit/s", "≥ 1.5", 1.5, true, func(w way) (float64, error) {
-				return b.iperf(w.ns, w.perf, streams, reverse)
+		for _, direction := range []string{"client to server", "server to client"} {
+			what := plural(streams, "stream") + ", " + direction
+			rows := append([]row{{what, "Gbit/s", "≥ 1.5", 1.5, true}}, costRows(what, "GB")...)
+			err := b.compare(s, rows, func(w way) ([]float64, error) {
+				return b.costed(w, func() ([]float64, float64, error) {
+					rate, moved, err := b.iperf(w.ns, w.perf, streams, direction == "server to client")
+					return []float64{rate}, moved / 1e9, err
+				})
 			})
 			if err != nil {
 				return err
@@ -96,42 +59,76 @@ func (b *bench) bulk() error {
 }
 
 func (b *bench) requests() error {
-	s := b.report.begin("Requests on kept connections", fmt.Sprintf("HTTP requests for %d bytes from nginx. Latency under equal load counts from the time a request was due.", pageBytes), compared...)
+	s := b.report.begin("Requests on kept connections", fmt.Sprintf("HTTP requests for %d bytes from nginx, each connection with one after another, as fast as answers come. "+
+		"Latency under equal load counts from the time a request was due.", pageBytes), compared...)
 	for _, conns := range []int{1, 64} {
-		err := b.compare(s, fmt.Sprintf("rate, %d connections", conns), "1/s", "≥ 1.2", 1.2, true, func(w way) (float64, error) {
-			took, err := b.keepAlive(w, conns)
-			return float64(len(took)) / b.span.Seconds(), err
+		on := plural(conns, "connection")
+		rows := append([]row{
+			{"rate, " + on, "1/s", "≥ 1.2", 1.2, true},
+			{what: "p50, " + on, unit: "µs"}, {what: "p99, " + on, unit: "µs"},
+		}, costRows(on, "10,000 requests")...)
+		err := b.compare(s, rows, func(w way) ([]float64, error) {
+			return b.exchanges(w, w.http, conns, newExchange, 10_000)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	for _, q := range []struct {
-		name string
-		q    float64
-	}{{"p50", 0.5}, {"p99", 0.99}} {
-		if err := b.roundTrip(s, q.name, q.q); err != nil {
-			return err
-		}
-	}
 	const perSecond = 2000
-	return b.compare(s, fmt.Sprintf("p99 at %d requests a second on 16 connections", perSecond), "µs", "≤ 0.9", 0.9, false, func(w way) (float64, error) {
+	rows := []row{{fmt.Sprintf("p99 at %d requests a second on 16 connections", perSecond), "µs", "≤ 0.9", 0.9, false}}
+	return b.compare(s, rows, func(w way) ([]float64, error) {
 		took, err := b.atRate(w, 16, perSecond)
-		return float64(quantile(took, 0.99).Microseconds()), err
+		return []float64{microseconds(quantile(took, 0.99))}, err
 	})
 }
 
-func (b *bench) roundTrip(s *section, name string, q float64) error {
-	return b.compare(s, name+" of one request after another", "µs", "", 0, false, func(w way) (float64, error) {
-		took, err := b.keepAlive(w, 1)
-		return float64(quantile(took, q).Nanoseconds()) / float64(time.Microsecond), err
+// exchanges opens connections, keeps them busy for the span, and returns rate, p50 and p99 in µs, and processor time per
+// so many exchanges. Opening the connections is not counted.
+func (b *bench) exchanges(w way, to netip.AddrPort, conns int, wrap func(net.Conn) *exchange, per float64) ([]float64, error) {
+	all, err := b.openAll(w, to, conns, wrap)
+	defer closeAll(all)
+	if err != nil {
+		return nil, err
+	}
+	return b.costed(w, func() ([]float64, float64, error) {
+		took, err := b.keepAlive(all)
+		n := float64(len(took))
+		return []float64{n / b.span.Seconds(), microseconds(quantile(took, 0.5)), microseconds(quantile(took, 0.99))}, n / per, err
 	})
 }
 
 func (b *bench) connections() error {
 	s := b.report.begin("A connection per request", "16 clients that connect, ask once and read until the server closes.", compared...)
-	return b.compare(s, "rate", "1/s", "≥ 3", 3, true, func(w way) (float64, error) {
-		took, err := b.connectEach(w, 16)
-		return float64(len(took)) / b.span.Seconds(), err
+	rows := append([]row{{"rate", "1/s", "≥ 3", 3, true}}, costRows("16 clients", "1,000 connections")...)
+	return b.compare(s, rows, func(w way) ([]float64, error) {
+		return b.costed(w, func() ([]float64, float64, error) {
+			took, err := b.connectEach(w, 16)
+			return []float64{float64(len(took)) / b.span.Seconds()}, float64(len(took)) / 1000, err
+		})
 	})
+}
+
+// pingBytes is the size of a message and its echo.
+const pingBytes = 64
+
+func (b *bench) pingPong() error {
+	s := b.report.begin("Ping-pong", fmt.Sprintf("Messages of %d bytes to a server that sends them back; each connection has one under way at any time. "+
+		"Server and clients are one process, the same for all ways.", pingBytes), compared...)
+	stop, err := b.startEchoes()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for _, conns := range []int{1, 64} {
+		on := plural(conns, "connection")
+		rows := append([]row{
+			{what: "rate, " + on, unit: "1/s"},
+			{what: "p50, " + on, unit: "µs"}, {what: "p99, " + on, unit: "µs"},
+		}, costRows(on, "10,000 echoes")...)
+		err := b.compare(s, rows, func(w way) ([]float64, error) { return b.exchanges(w, w.echo, conns, newPing, 10_000) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -84,7 +84,10 @@ func (f figures) take(ns string, enrolled bool) error {
 func (b *bench) passthroughFigures() figures {
 	to := way{http: netip.AddrPortFrom(lab.OutsideAddr4, httpPort), perf: netip.AddrPortFrom(lab.OutsideAddr4, iperfPort)}
 	iperf := func(streams int, reverse bool) func(string) (float64, error) {
-		return func(ns string) (float64, error) { return b.iperf(ns, to.perf, streams, reverse) }
+		return func(ns string) (float64, error) {
+			rate, _, err := b.iperf(ns, to.perf, streams, reverse)
+			return rate, err
+		}
 	}
 	connect := func(ns string) (float64, error) {
 		to.ns = ns

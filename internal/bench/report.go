@@ -3,16 +3,14 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // section is one table of the report.
@@ -44,7 +42,7 @@ func (r *report) add(s *section, cells ...string) {
 func median(samples []float64) float64 {
 	sorted := slices.Sorted(slices.Values(samples))
 	if len(sorted) == 0 {
-		return 0
+		return math.NaN()
 	}
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
@@ -66,20 +64,21 @@ func verdict(ratio float64, goal string, limit float64, atLeast bool) string {
 	return goal + " not met"
 }
 
-func (r *report) write(c *config) error {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Benchmarks\n\nWritten by `sudo make bench`; repeat it with that. Each figure is the median of %d rounds of %v in which the sides take\n"+
-		"turns. Absolute figures belong to the machine; ratios are what is aimed at (goals in the last column).\n\n%s\n", c.rounds, c.span, machine())
-	for _, s := range r.sections {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| %s |\n|%s\n", s.title, s.note, strings.Join(s.header, " | "), strings.Repeat("---|", len(s.header)))
+func (b *bench) writeReport() error {
+	var text bytes.Buffer
+	fmt.Fprintf(&text, "# Benchmarks\n\nWritten by `sudo make bench`; repeat it with that. Each figure is the median of %d rounds of %v in which the sides take\n"+
+		"turns. Absolute figures belong to the machine; ratios are what is aimed at (goals for the ratio to the haproxy pair).\n\n%s\n\n%s\n\n%s\n",
+		b.rounds, b.span, machine(), b.versions(), pairsNote)
+	for _, s := range b.report.sections {
+		fmt.Fprintf(&text, "\n## %s\n\n%s\n\n| %s |\n|%s\n", s.title, s.note, strings.Join(s.header, " | "), strings.Repeat("---|", len(s.header)))
 		for _, row := range s.rows {
-			fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+			fmt.Fprintf(&text, "| %s |\n", strings.Join(row, " | "))
 		}
 	}
-	if err := c.appendGoBench(&b); err != nil {
+	if err := b.appendGoBench(&text); err != nil {
 		return err
 	}
-	return os.WriteFile(c.out, b.Bytes(), 0o644)
+	return os.WriteFile(b.out, text.Bytes(), 0o644)
 }
 
 // appendGoBench adds the result lines of go test -bench.
@@ -99,22 +98,4 @@ func (c *config) appendGoBench(b *bytes.Buffer) error {
 	}
 	b.WriteString("```\n")
 	return nil
-}
-
-// machine describes what the figures were taken on.
-func machine() string {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts)
-	model, cores := "unknown processor", 0
-	if f, err := os.Open("/proc/cpuinfo"); err == nil {
-		defer f.Close()
-		for s := bufio.NewScanner(f); s.Scan(); {
-			if key, value, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(key) == "model name" {
-				model = strings.TrimSpace(value)
-				cores++
-			}
-		}
-	}
-	return fmt.Sprintf("Machine: %s, %d cores that both nodes, all proxies, servers and load generators share; Linux %s. A virtual machine: expect noise.",
-		model, cores, unix.ByteSliceToString(uts.Release[:]))
 }

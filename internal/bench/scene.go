@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,13 +19,13 @@ const (
 	httpPort  = 8080
 	iperfPort = 5201
 	plainPort = 5202 // a second iperf3: one serves one client, and haproxy keeps the first a moment longer
-	idlePort  = 7000
+	idlePort  = 7000 // echoes
 )
 
 // bench is the lab with servers in it.
 //
 //	client, server     enrolled; one on each node
-//	pclient, pserver   the same programs, not enrolled, and a haproxy beside each
+//	pclient, pserver   the same programs, not enrolled, and in each a haproxy and an nginx as proxies
 //	outside            a host that is no pod
 type bench struct {
 	*lab.Lab
@@ -36,6 +35,8 @@ type bench struct {
 	files  int // that each process may have open
 
 	client, server, pclient, pserver *lab.Pod
+
+	fresh map[string]int // bytes resident in a way's proxies before any traffic
 }
 
 // namespaces of the pods: who is in the mesh.
@@ -77,7 +78,7 @@ func (b *bench) say(format string, args ...any) {
 }
 
 func (b *bench) up() error {
-	b.say("two nodes, an agent and a ztunnel on each, pods, nginx, iperf3, haproxy")
+	b.say("two nodes, an agent and a ztunnel on each, pods, servers, pairs of proxies")
 	if err := os.MkdirAll(b.Manifests(), 0o755); err != nil {
 		return err
 	}
@@ -105,7 +106,10 @@ func (b *bench) up() error {
 			return err
 		}
 	}
-	return b.startHaproxies()
+	if err := b.startPairs(); err != nil {
+		return err
+	}
+	return b.rememberFresh()
 }
 
 func (b *bench) startServers(ns string) error {
@@ -163,23 +167,4 @@ func (b *bench) lastWords() string {
 		}
 	}
 	return all.String()
-}
-
-// way is one of the ways from a client to a server that are compared.
-type way struct {
-	name string
-	ns   string // where the client is
-	http netip.AddrPort
-	perf netip.AddrPort
-}
-
-// ways are mesh, haproxy pair and direct, in this order.
-func (b *bench) ways() []way {
-	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	to := func(a netip.Addr, port int) netip.AddrPort { return netip.AddrPortFrom(a, uint16(port)) }
-	return []way{
-		{"sluice", b.client.NS, to(b.server.Addr4, httpPort), to(b.server.Addr4, iperfPort)},
-		{"haproxy", b.pclient.NS, to(local, haproxyIn+httpPort), to(local, haproxyIn+iperfPort)},
-		{"direct", b.pclient.NS, to(b.pserver.Addr4, httpPort), to(b.pserver.Addr4, plainPort)},
-	}
 }

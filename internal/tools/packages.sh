@@ -19,7 +19,7 @@ readonly programs='pg_createcluster:postgresql mariadbd:mariadb-server mariadb:m
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
 
-readonly bench='haproxy:haproxy bpftool:bpftool iperf3:iperf3 nginx:nginx-light'
+readonly bench='haproxy:haproxy bpftool:bpftool iperf3:iperf3 nginx:nginx-light /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream'
 
 case ${1-} in
 run) wanted=$run ;;
