@@ -87,13 +87,13 @@ func TestBadValuesNameTheVariable(t *testing.T) {
 	}
 }
 
-func TestWorkersAreTheReferences(t *testing.T) {
+func TestWorkersByCores(t *testing.T) {
 	for _, tc := range []struct {
 		c     Config
 		cores int
 		want  int
 	}{
-		{Config{}, 2, 2}, {Config{}, 64, 16}, {Config{}, 1, 2}, {Config{cpuLimit: 1}, 64, 1}, {Config{cpuRequest: 20}, 64, 20},
+		{Config{}, 2, 1}, {Config{}, 3, 2}, {Config{}, 64, 16}, {Config{}, 1, 1}, {Config{cpuLimit: 1}, 64, 1}, {Config{cpuRequest: 20}, 64, 20},
 		{Config{cpuCount: 8}, 64, 2}, {Config{WorkerThreads: threads{set: true}}, 64, 64},
 		{Config{WorkerThreads: threads{set: true, percent: 50}}, 5, 3}, {Config{WorkerThreads: threads{set: true, count: 3}}, 64, 3},
 	} {

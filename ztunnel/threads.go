@@ -44,7 +44,8 @@ func parseThreads(text string) (threads, error) {
 }
 
 // workers is how many threads c asks for on a machine of so many cores. The default is the reference's: a quarter of the
-// cores, but two at least and what is requested, and never above the limit.
+// cores, but two at least and what is requested, and never above the limit; except that one thread serves up to two cores
+// better: a second one costs more in waking each other than it carries, and takes the core that the pods need.
 func (c *Config) workers(cores int) int {
 	if c.cpuCount > 0 {
 		cores = c.cpuCount
@@ -58,7 +59,7 @@ func (c *Config) workers(cores int) int {
 	case t.set:
 		return cores
 	}
-	n := max(2, (cores+3)/4, c.cpuRequest)
+	n := max(min(2, (cores+1)/2), (cores+3)/4, c.cpuRequest)
 	if c.cpuLimit > 0 {
 		n = min(n, c.cpuLimit)
 	}
