@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,9 +25,15 @@ func BenchmarkBulk(b *testing.B) {
 				c, s, _ := open()
 				clients, servers = append(clients, c), append(servers, s)
 			}
+			data, rooms := make([]byte, chunk), make([][]byte, streams)
+			for i := range rooms {
+				rooms[i] = make([]byte, chunk)
+			}
 			b.SetBytes(chunk)
+			b.ReportAllocs()
 			b.ResetTimer()
 			defer reportCPU(b, chunk, "cpu-ns/KB")()
+			defer reportAllocs(b, chunk/1e6, "MB")()
 			var wg sync.WaitGroup
 			for i := range streams {
 				n := b.N / streams
@@ -34,8 +41,8 @@ func BenchmarkBulk(b *testing.B) {
 					n++
 				}
 				wg.Add(2)
-				go func() { defer wg.Done(); fill(clients[i], n, chunk) }()
-				go func() { defer wg.Done(); drainN(servers[i], int64(n)*chunk) }()
+				go func() { defer wg.Done(); fill(clients[i], n, data) }()
+				go func() { defer wg.Done(); drainN(servers[i], int64(n)*chunk, rooms[i]) }()
 			}
 			wg.Wait()
 		})
@@ -49,6 +56,19 @@ func reportCPU(b *testing.B, n int, unit string) func() {
 	return func() { b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N)/(float64(n)/1024), unit) }
 }
 
+// reportAllocs reports what this process allocated from its call to the call of what it returns, per unit, of which an
+// operation has so many. Both ends of the mesh count.
+func reportAllocs(b *testing.B, units float64, unit string) func() {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	return func() {
+		runtime.ReadMemStats(&after)
+		n := float64(b.N) * units
+		b.ReportMetric(float64(after.Mallocs-before.Mallocs)/n, "allocs/"+unit)
+		b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/n, "B/"+unit)
+	}
+}
+
 func cpuTime(b *testing.B) int64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -57,8 +77,7 @@ func cpuTime(b *testing.B) int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-func fill(c *net.TCPConn, n, chunk int) {
-	buf := make([]byte, chunk)
+func fill(c *net.TCPConn, n int, buf []byte) {
 	for range n {
 		if _, err := c.Write(buf); err != nil {
 			return
@@ -66,8 +85,7 @@ func fill(c *net.TCPConn, n, chunk int) {
 	}
 }
 
-func drainN(c *net.TCPConn, n int64) {
-	buf := make([]byte, 1<<20)
+func drainN(c *net.TCPConn, n int64, buf []byte) {
 	for n > 0 {
 		m, err := c.Read(buf)
 		n -= int64(m)
