@@ -103,7 +103,7 @@ demo-up: build build/bin/demo packages ## the same two nodes, left running to tr
 demo-down: build/bin/demo ## remove what demo-up left and check that nothing stays
 	build/bin/demo down
 
-bench: build build/bin/bench ## measure against haproxy and no mesh, and the parts alone; writes docs/BENCHMARKS.md; about 20 minutes
+bench: build build/bin/bench ## measure against haproxy, nginx and no mesh, and the parts alone; writes docs/BENCHMARKS.md; about 25 minutes
 	@internal/tools/packages.sh bench
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/... | tee build/gobench.txt
 	build/bin/bench -build build -gobench build/gobench.txt -o docs/BENCHMARKS.md

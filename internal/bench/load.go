@@ -27,24 +27,20 @@ var (
 	lastRequest = []byte("GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
 )
 
+// retry repeats what a proxy or iperf3's server may spoil that still holds the run before.
+func retry(attempt func() error) error { return lab.Poll(10*time.Second, attempt) }
+
 // iperf moves bytes for the span and returns what the receiver got, in Gbit/s, and how many bytes went all in all: the
-// second of warming up does not count for the rate. Reverse means from server to client.
+// second of warming up does not count for the rate. Reverse means from server to client. See [retry].
 func (b *bench) iperf(ns string, to netip.AddrPort, streams int, reverse bool) (rate, moved float64, err error) {
 	args := []string{"iperf3", "-J", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())),
 		"-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(b.span.Seconds())), "-O", "1"}
 	if reverse {
 		args = append(args, "-R")
 	}
-	var out string
-	// A proxy may hold the run before this one for a moment longer than its client.
-	err = lab.Poll(10*time.Second, func() (err error) {
-		if out, err = b.Output(ns, b.span+20*time.Second, args...); err != nil {
-			err = fmt.Errorf("iperf3: %w: %s", err, out)
-		}
-		return err
-	})
+	out, err := b.Output(ns, b.span+20*time.Second, args...)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, fmt.Errorf("iperf3: %w: %s", err, out)
 	}
 	var result struct {
 		Intervals []struct {

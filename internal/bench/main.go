@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -26,14 +27,11 @@ import (
 	"github.com/sluice-mesh/sluice/internal/lab"
 )
 
-// dir is all that a run keeps on the machine, besides namespaces called bench-*.
-const dir = "/run/sluice-bench"
-
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 type config struct {
 	build, out, goBench string
-	only, sides         string
+	only, sides, name   string
 	rounds              int
 	span                time.Duration
 }
@@ -46,6 +44,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&c.out, "o", "", "write the tables to this Markdown file too")
 	flags.StringVar(&c.goBench, "gobench", "", "output of go test -bench to put into the file")
 	flags.StringVar(&c.only, "only", "", "comma-separated parts to run: "+strings.Join(partNames(), ", ")+"; default all")
+	flags.StringVar(&c.name, "name", "bench", "namespaces are called NAME-*, and /run/sluice-NAME holds the rest: runs of different names may go on side by side, but share the machine")
 	flags.StringVar(&c.sides, "ways", "", "comma-separated ways to compare, for profiling: "+strings.Join(wayNames, ", ")+"; default all")
 	flags.IntVar(&c.rounds, "rounds", 5, "rounds per figure")
 	flags.DurationVar(&c.span, "span", 3*time.Second, "length of each measurement")
@@ -69,6 +68,9 @@ func (c *config) validate() error {
 	var errs []error
 	if os.Geteuid() != 0 {
 		errs = append(errs, errors.New("needs root, for network namespaces and BPF: run it with sudo"))
+	}
+	if !regexp.MustCompile(`^[a-z][a-z0-9]{0,9}$`).MatchString(c.name) {
+		errs = append(errs, fmt.Errorf("-name: %q is not up to 10 small letters and digits", c.name))
 	}
 	if c.rounds < 1 || c.span < time.Second {
 		errs = append(errs, errors.New("at least 1 round and a span of 1s"))
@@ -117,8 +119,27 @@ func allowFiles() (int, error) {
 	return int(limit.Cur), nil
 }
 
+// lock keeps a second run of the same name from taking down the first one's lab. It ends with the process.
+func (c *config) lock() (*os.File, error) {
+	path := "/run/sluice-" + c.name + ".lock"
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another run has the name %q (%s: %w): wait for its end, or take another with -name", c.name, path, err)
+	}
+	return f, nil
+}
+
 // measure builds the lab, runs the parts, and takes everything down whatever happened.
 func (c *config) measure(ctx context.Context, out io.Writer) (err error) {
+	lock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	files, err := allowFiles()
 	if err != nil {
 		return err
@@ -127,7 +148,7 @@ func (c *config) measure(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{Lab: lab.New("bench", dir, build), config: c, ctx: ctx, files: files, report: &report{out: out}}
+	b := &bench{Lab: lab.New(c.name, "/run/sluice-"+c.name, build), config: c, ctx: ctx, files: files, report: &report{out: out}}
 	if b.IsUp() {
 		b.say("removing what an earlier run left")
 		if err := b.Down(); err != nil {

@@ -44,11 +44,15 @@ func (b *bench) bulk() error {
 		for _, direction := range []string{"client to server", "server to client"} {
 			what := plural(streams, "stream") + ", " + direction
 			rows := append([]row{{what, "Gbit/s", "≥ 1.5", 1.5, true}}, costRows(what, "GB")...)
-			err := b.compare(s, rows, func(w way) ([]float64, error) {
-				return b.costed(w, func() ([]float64, float64, error) {
-					rate, moved, err := b.iperf(w.ns, w.perf, streams, direction == "server to client")
-					return []float64{rate}, moved / 1e9, err
+			err := b.compare(s, rows, func(w way) (got []float64, err error) {
+				err = retry(func() error {
+					got, err = b.costed(w, func() ([]float64, float64, error) {
+						rate, moved, err := b.iperf(w.ns, w.perf, streams, direction == "server to client")
+						return []float64{rate}, moved / 1e9, err
+					})
+					return err
 				})
+				return got, err
 			})
 			if err != nil {
 				return err

@@ -84,8 +84,11 @@ func (f figures) take(ns string, enrolled bool) error {
 func (b *bench) passthroughFigures() figures {
 	to := way{http: netip.AddrPortFrom(lab.OutsideAddr4, httpPort), perf: netip.AddrPortFrom(lab.OutsideAddr4, iperfPort)}
 	iperf := func(streams int, reverse bool) func(string) (float64, error) {
-		return func(ns string) (float64, error) {
-			rate, _, err := b.iperf(ns, to.perf, streams, reverse)
+		return func(ns string) (rate float64, err error) {
+			err = retry(func() error {
+				rate, _, err = b.iperf(ns, to.perf, streams, reverse)
+				return err
+			})
 			return rate, err
 		}
 	}
