@@ -59,6 +59,14 @@ build/k8s/kustomize build/k8s/helm: internal/tools/manifests/go.mod
 	cd internal/tools/manifests && $(static) -o $(CURDIR)/$@ $(if $(filter %/helm,$@),helm.sh/helm/v3/cmd/helm,sigs.k8s.io/kustomize/kustomize/v5)
 	@touch $@
 
+kube_ver := k8s.io/component-base/version
+kube_tag := $(shell sed -n 's/^require k8s.io\/kubernetes //p' internal/tools/kube/go.mod)
+build/k8s/kube-apiserver: internal/tools/kube/go.mod
+	cd internal/tools/kube && $(static) -o $(CURDIR)/$@ \
+		-ldflags '-s -w -X $(kube_ver).gitVersion=$(kube_tag) -X $(kube_ver).gitMajor=1 -X $(kube_ver).gitMinor=$(word 2,$(subst ., ,$(kube_tag))) -X $(kube_ver).gitTreeState=clean' \
+		k8s.io/kubernetes/cmd/kube-apiserver
+	@touch $@
+
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
 	$(GO) generate ./...
 
@@ -72,7 +80,7 @@ test-packages: ## as packages, and the programs that are taken through the mesh:
 datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
 
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
-test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
+test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm build/k8s/kube-apiserver test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin

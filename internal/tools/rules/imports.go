@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 }
 
 // testOnly are packages that nothing but tests may import.
-var testOnly = []string{"internal/testutil"}
+var testOnly = []string{"internal/testutil", "internal/lab/kube"}
 
 // owners are foreign modules with one package of ours that may import them.
 var owners = map[string]string{"github.com/cilium/ebpf": "bpf"}
