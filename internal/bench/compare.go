@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -16,11 +17,13 @@ const costNote = "Processor time of the proxies is user and system time of both,
 	"of the machine, everything that was not idle, so servers, load generators and both nodes' networks too: that is what a node pays, " +
 	"as long as nothing else runs."
 
-// row is one figure for each way. The goal is for the ratio to the haproxy pair; empty: none.
+// row is one figure for each way. The goal is for the ratio to the haproxy pair; empty: none. most is a goal for our own
+// figure, in the row's unit; 0: none.
 type row struct {
 	what, unit, goal string
 	limit            float64
 	atLeast          bool
+	most             float64
 }
 
 // rotate runs measure for each way in turn, as many rounds as asked for, and returns each way's samples, a slice per
@@ -72,12 +75,15 @@ func (b *bench) addCompared(s *section, r row, figures map[string]float64) {
 		return math.NaN()
 	}
 	ours, haproxy, nginx, direct := of("sluice"), of("haproxy"), of("nginx"), of("direct")
-	goal := ""
+	var goals []string
 	if r.goal != "" && !math.IsNaN(ours/haproxy) {
-		goal = verdict(ours/haproxy, r.goal, r.limit, r.atLeast)
+		goals = append(goals, verdict(ours/haproxy, r.goal, r.limit, r.atLeast))
+	}
+	if r.most > 0 && !math.IsNaN(ours) {
+		goals = append(goals, verdict(ours, fmt.Sprintf("≤ %g %s", r.most, r.unit), r.most, false))
 	}
 	b.report.add(s, r.what, r.unit, number(ours), number(haproxy), number(nginx), number(direct),
-		number(ours/haproxy), number(ours/nginx), goal, number(ours/direct))
+		number(ours/haproxy), number(ours/nginx), strings.Join(goals, ", "), number(ours/direct))
 }
 
 // number prints three digits or so; a dash for what there is not.

@@ -16,7 +16,8 @@ import (
 
 // pairsNote says what Sluice is compared with.
 const pairsNote = "haproxy pair and nginx pair (stream module): TCP to TLS 1.3 (AES-128-GCM, both ends authenticated) to TCP, one proxy in each pod, " +
-	"as many threads or workers as cores, else as they come. direct: no proxy, no enrolment."
+	"as many threads or workers as cores, else as they come. " +
+	"ztunnel writes its access log, a line per connection; the pairs write none. direct: no proxy, no enrolment."
 
 // machine describes what the figures were taken on.
 func machine() string {

@@ -43,7 +43,7 @@ func (b *bench) bulk() error {
 	for _, streams := range []int{1, 16} {
 		for _, direction := range []string{"client to server", "server to client"} {
 			what := plural(streams, "stream") + ", " + direction
-			rows := append([]row{{what, "Gbit/s", "≥ 1.5", 1.5, true}}, costRows(what, "GB")...)
+			rows := append([]row{{what: what, unit: "Gbit/s", goal: "≥ 1.5", limit: 1.5, atLeast: true}}, costRows(what, "GB")...)
 			err := b.compare(s, rows, func(w way) (got []float64, err error) {
 				err = retry(func() error {
 					got, err = b.costed(w, func() ([]float64, float64, error) {
@@ -68,7 +68,7 @@ func (b *bench) requests() error {
 	for _, conns := range []int{1, 64} {
 		on := plural(conns, "connection")
 		rows := append([]row{
-			{"rate, " + on, "1/s", "≥ 1.2", 1.2, true},
+			{what: "rate, " + on, unit: "1/s", goal: "≥ 1.2", limit: 1.2, atLeast: true},
 			{what: "p50, " + on, unit: "µs"}, {what: "p99, " + on, unit: "µs"},
 		}, costRows(on, "10,000 requests")...)
 		err := b.compare(s, rows, func(w way) ([]float64, error) {
@@ -79,7 +79,7 @@ func (b *bench) requests() error {
 		}
 	}
 	const perSecond = 2000
-	rows := []row{{fmt.Sprintf("p99 at %d requests a second on 16 connections", perSecond), "µs", "≤ 0.9", 0.9, false}}
+	rows := []row{{what: fmt.Sprintf("p99 at %d requests a second on 16 connections", perSecond), unit: "µs", goal: "≤ 0.9", limit: 0.9, atLeast: false}}
 	return b.compare(s, rows, func(w way) ([]float64, error) {
 		took, err := b.atRate(w, 16, perSecond)
 		return []float64{microseconds(quantile(took, 0.99))}, err
@@ -103,7 +103,7 @@ func (b *bench) exchanges(w way, to netip.AddrPort, conns int, wrap func(net.Con
 
 func (b *bench) connections() error {
 	s := b.report.begin("A connection per request", "16 clients that connect, ask once and read until the server closes.", compared...)
-	rows := append([]row{{"rate", "1/s", "≥ 3", 3, true}}, costRows("16 clients", "1,000 connections")...)
+	rows := append([]row{{what: "rate", unit: "1/s", goal: "≥ 3", limit: 3, atLeast: true}}, costRows("16 clients", "1,000 connections")...)
 	return b.compare(s, rows, func(w way) ([]float64, error) {
 		return b.costed(w, func() ([]float64, float64, error) {
 			took, err := b.connectEach(w, 16)
