@@ -39,9 +39,9 @@ func DescriptorsFor(open uint64) int {
 
 // budget shares the node's limits among pods.
 //
-// A pod may take no more than is then still free. So a pod alone gets half of the node, two that take all they can a third
-// each, n pods 1/(n+1) each, and as much is left for the next one: nobody has to be told how many pods there will be, and no
-// pod can leave another with nothing. What is given back is free at once.
+// A pod may have no more than twice what is then still free. So a pod alone gets two thirds of the node, two that take all
+// they can two fifths each, n pods 2/(2n+1) each, and half of that is left for the next one: nobody has to be told how many
+// pods there will be, and no pod can leave another with nothing. What is given back is free at once.
 type budget struct {
 	limits Limits
 
@@ -71,16 +71,19 @@ func (a *account) take(want use) (*lease, error) {
 	b := a.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.allowLocked(a.used.plus(want), b.used); err != nil {
+	if err := b.allowLocked(want, a.used.plus(want), b.used); err != nil {
 		return nil, err
 	}
 	a.used, b.used = a.used.plus(want), b.used.plus(want)
 	return &lease{account: a, holds: want}, nil
 }
 
-// allowLocked judges what a pod would use then, while all use what they do now.
-func (b *budget) allowLocked(pod, all use) error {
+// allowLocked judges what a pod that wants more would use then, while all use what they do now.
+func (b *budget) allowLocked(want, pod, all use) error {
 	l := b.limits
+	if want.connections == 0 { // growing: it was judged before
+		return share("file descriptors", pod.descriptors, all.descriptors, l.Descriptors)
+	}
 	if most := l.ConnectionsPerPod; most > 0 && pod.connections > most {
 		return fmt.Errorf("%w: the pod has %d, the limit of each pod", errLimit, most)
 	}
@@ -90,9 +93,9 @@ func (b *budget) allowLocked(pod, all use) error {
 	return share("file descriptors", pod.descriptors, all.descriptors, l.Descriptors)
 }
 
-// share is the rule: what a pod has then is at most what is free now.
+// share is the rule: what a pod has then is at most twice what is free now. The last of all is nobody's share.
 func share(of string, pod, all, total int) error {
-	if free := total - all; total > 0 && pod > free {
+	if free := total - all; total > 0 && pod > 2*free {
 		return fmt.Errorf("%w: the pod's share of %d %s is used up, %d are free", errLimit, total, of, max(free, 0))
 	}
 	return nil

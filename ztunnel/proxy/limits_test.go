@@ -32,7 +32,7 @@ func TestPodsShareTheBudget(t *testing.T) {
 	}
 	pods := []*account{{budget: b}, {budget: b}, {budget: b}}
 	var held [][]*lease
-	for i, want := range []int{60, 30, 15} {
+	for i, want := range []int{80, 27, 9} {
 		held = append(held, grab(pods[i]))
 		if got := len(held[i]); got != want {
 			t.Errorf("pod %d got %d of what was free, want %d", i, got, want)
@@ -47,8 +47,8 @@ func TestPodsShareTheBudget(t *testing.T) {
 	if b.used != (use{}) || pods[0].used != (use{}) {
 		t.Errorf("after all was released %+v is used, by the first pod %+v", b.used, pods[0].used)
 	}
-	if got := len(grab(pods[2])); got != 60 {
-		t.Errorf("then a pod gets %d, want 60", got)
+	if got := len(grab(pods[2])); got != 80 {
+		t.Errorf("then a pod gets %d, want 80", got)
 	}
 }
 
@@ -70,11 +70,11 @@ func TestLimitsOfConnections(t *testing.T) {
 	if _, err := a.take(use{1, 1}); !errors.Is(err, errLimit) {
 		t.Errorf("one more than the pod's: got %v, want %v", err, errLimit)
 	}
-	if err := l.grow(3); err != nil {
-		t.Errorf("grow to half of what there is: %v", err)
+	if err := l.grow(4); err != nil {
+		t.Errorf("grow to two thirds of what there is: %v", err)
 	}
-	if err := l.grow(1); !errors.Is(err, errLimit) {
-		t.Errorf("grow past half: got %v, want %v", err, errLimit)
+	if err := l.grow(2); !errors.Is(err, errLimit) {
+		t.Errorf("grow past two thirds: got %v, want %v", err, errLimit)
 	}
 	l.release()
 	if b.used != (use{}) {
@@ -151,11 +151,11 @@ func TestOnePodsConnectionsLeaveRoomForOthers(t *testing.T) {
 			_ = conn.Close()
 		}
 	}
-	if got := len(held); !errors.Is(refused, unix.ECONNRESET) || got != 20 {
-		t.Errorf("%d connections were carried, then %v; want 20, half of what there is, then a reset", got, refused)
+	if got := len(held); !errors.Is(refused, unix.ECONNRESET) || got != 27 {
+		t.Errorf("%d connections were carried, then %v; want 27, two thirds of what there is, then a reset", got, refused)
 	}
 	w.wantLine("connection failed", `verdict="refused-limit"`, "too many connections", "40 connections")
-	for range 30 {
+	for range 12 {
 		if answer, err := w.client.AskFrom(outside.Addr); err != nil || answer.Name != "outside" {
 			t.Fatalf("another pod's connection: got %+v, %v", answer, err)
 		}
