@@ -44,11 +44,12 @@ type agent struct {
 	log *slog.Logger
 
 	node     *bpf.Node
-	catalog  *controlplane.Catalog
+	catalog  controlplane.Source
+	api      *apiSource // nil unless pods come from the Kubernetes API
 	ztunnels *ztunnels.Server
 	enroller *enroll.Enroller
 	flows    *flows.Table
-	api      *nodeapi.Server
+	nodeAPI  *nodeapi.Server
 	keeper   *keeper
 	health   health
 }
@@ -60,7 +61,7 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := a.load(); err != nil {
+	if err := a.load(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = a.node.Close() }()
@@ -76,9 +77,12 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return a.followLastKnown(ctx) })
 	g.Go(func() error { return a.ztunnels.Serve(ctx) })
-	g.Go(func() error { return a.api.Serve(ctx) })
+	g.Go(func() error { return a.nodeAPI.Serve(ctx) })
 	g.Go(func() error { a.enroller.Run(ctx, changes); return nil })
 	g.Go(func() error { return a.readFlows(ctx) })
+	if a.api != nil {
+		g.Go(func() error { return a.api.report(ctx) })
+	}
 	g.Go(func() error { return a.becomeReady(ctx) })
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -95,7 +99,7 @@ func (a *agent) stop(g *errgroup.Group, err error) error {
 }
 
 // load opens what does not depend on other processes of ours.
-func (a *agent) load() error {
+func (a *agent) load(ctx context.Context) error {
 	for _, dir := range []string{a.cfg.RunDir, a.cfg.StateDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -108,11 +112,7 @@ func (a *agent) load() error {
 	if a.node, err = bpf.LoadNode(a.cfg.PinRoot, bpf.WithAttachMode(a.cfg.AttachMode)); err != nil {
 		return err
 	}
-	a.catalog, err = controlplane.NewCatalog(controlplane.CatalogConfig{
-		ManifestsDir: a.cfg.ManifestsDir, WorkloadsDir: a.cfg.WorkloadsDir,
-		LastGoodDir: filepath.Join(a.cfg.StateDir, "lastgood"), Logger: a.log,
-	})
-	if err != nil {
+	if err := a.openSource(ctx); err != nil {
 		return errors.Join(err, a.node.Close())
 	}
 	return nil
@@ -144,19 +144,22 @@ func (a *agent) prepare() (err error) {
 			a.ztunnels.Close()
 		}
 	}()
-	a.enroller, err = enroll.New(enroll.Config{
+	cfg := enroll.Config{
 		Node: a.node, Ztunnels: a.ztunnels, Catalog: a.catalog,
 		NodeName: a.cfg.NodeName, StateDir: a.cfg.StateDir, WorkloadsDir: a.cfg.WorkloadsDir, Settings: a.cfg.Settings, Host: a.cfg.Host,
 		ServeTimeout: a.cfg.ServeTimeout, Resync: a.cfg.Resync, ProxyDownLimit: a.cfg.ProxyDownLimit, Logger: a.log,
-	})
-	if err != nil {
+	}
+	if a.api != nil {
+		a.api.wire(&cfg)
+	}
+	if a.enroller, err = enroll.New(cfg); err != nil {
 		return err
 	}
 	if err := a.enroller.Restore(); err != nil {
 		return fmt.Errorf("restore pods: %w", err)
 	}
 	a.flows = flows.New(a.node.Pods, a.log)
-	a.api, err = nodeapi.Listen(a.cfg.agentSocket(), apiHandler{a.enroller, a.flows}, a.log)
+	a.nodeAPI, err = nodeapi.Listen(a.cfg.agentSocket(), apiHandler{a.enroller, a.flows}, a.log)
 	return err
 }
 
@@ -239,5 +242,8 @@ func (a *agent) sayReady(ctx context.Context, installed <-chan struct{}) error {
 	a.enroller.MarkReady()
 	a.health.started.Store(true)
 	a.log.Info("agent ready")
+	if a.api != nil && a.cfg.source.Untaint {
+		return a.api.untaint(ctx)
+	}
 	return nil
 }

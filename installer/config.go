@@ -30,6 +30,7 @@ type agentConfig struct {
 	ClusterID    string
 	TrustDomain  string
 	XDSAddress   string // not empty: no embedded control plane
+	source       sourceConfig
 
 	Settings       enroll.Settings // of pods without annotations
 	Host           bpf.HostConfig
@@ -45,12 +46,13 @@ func (c *agentConfig) declare(fs *flag.FlagSet) {
 	c.paths.declare(fs)
 	c.cni.declare(fs)
 	fs.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node, different from all others; default $NODE_NAME, else the host name")
-	fs.StringVar(&c.ManifestsDir, "manifests", "", "folder of YAML manifests that say what is in the mesh: Namespaces, Pods, Services, PeerAuthentications, AuthorizationPolicies (required)")
+	fs.StringVar(&c.ManifestsDir, "manifests", "", "folder of YAML manifests that say what is in the mesh: Namespaces, Pods, Services, PeerAuthentications, AuthorizationPolicies (required with --source=files)")
 	fs.StringVar(&c.WorkloadsDir, "workloads", "", "folder that gets a file per enrolled pod, shared by all nodes of the mesh; default STATE-DIR/workloads")
 	fs.StringVar(&c.CADir, "ca-dir", "", "folder of the embedded CA's root key, shared by all nodes of the mesh; default STATE-DIR/ca")
 	fs.StringVar(&c.ClusterID, "cluster-id", "Kubernetes", "cluster in the uids of workloads")
 	fs.StringVar(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of the embedded CA")
 	fs.StringVar(&c.XDSAddress, "xds-address", "", "istiod that this node's ztunnel uses; the embedded control plane is then not started")
+	c.source.declare(fs)
 	c.declareSettings(fs)
 	c.declareHost(fs)
 	fs.Func("attach-mode", "how programs are attached to devices: tcx, clsact (before Linux 6.6), or auto for the first of these that the kernel has (default auto; $"+bpf.AttachModeEnv+" says what auto is)", func(v string) (err error) {
@@ -112,11 +114,7 @@ func (c *agentConfig) complete() error {
 	c.WorkloadsDir = cmp.Or(c.WorkloadsDir, filepath.Join(c.StateDir, "workloads"))
 	c.CADir = cmp.Or(c.CADir, filepath.Join(c.StateDir, "ca"))
 	errs := []error{c.paths.validate(), c.cni.validate(false), absolute("workloads", c.WorkloadsDir), absolute("ca-dir", c.CADir)}
-	if c.ManifestsDir == "" {
-		errs = append(errs, errors.New("--manifests: is required; without it nothing says which pods are in the mesh"))
-	} else {
-		errs = append(errs, absolute("manifests", c.ManifestsDir))
-	}
+	errs = append(errs, c.source.complete(c))
 	if c.Host.ProbeCgroup != "" {
 		errs = append(errs, absolute("kubelet-cgroup", c.Host.ProbeCgroup))
 	}

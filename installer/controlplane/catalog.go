@@ -38,12 +38,24 @@ type Catalog struct {
 	manifests *folder
 	workloads *folder
 	reported  map[string]bool // conflicts and folder errors already logged
-	subs      map[chan struct{}]struct{}
+
+	subs subscribers
+}
+
+// Source is where snapshots come from: the folders of a [Catalog], or an API server.
+type Source interface {
+	// Snapshot is the present state.
+	Snapshot() *Snapshot
+	// Subscribe returns a channel that gets a value after each change of Snapshot; changes that come faster than they are
+	// read are one value. cancel ends it.
+	Subscribe() (changes <-chan struct{}, cancel func())
+	// Run keeps the source up to date until ctx ends.
+	Run(ctx context.Context) error
 }
 
 // NewCatalog reads both folders once. Mistakes in files are no error: see [Catalog.Errors].
 func NewCatalog(cfg CatalogConfig) (*Catalog, error) {
-	c := &Catalog{cfg: cfg, log: cfg.Logger, reported: map[string]bool{}, subs: map[chan struct{}]struct{}{}}
+	c := &Catalog{cfg: cfg, log: cfg.Logger, reported: map[string]bool{}}
 	if c.log == nil {
 		c.log = slog.Default()
 	}
@@ -102,12 +114,7 @@ func (c *Catalog) Reload() {
 	s := snapshot(c.manifests, c.workloads)
 	c.current.Store(s)
 	c.reportConflictsLocked(s)
-	for sub := range c.subs {
-		select {
-		case sub <- struct{}{}:
-		default: // a signal is waiting already, and who gets it reads the newest state
-		}
-	}
+	c.subs.tell()
 }
 
 // report logs what is wrong with a file whose content is new.
@@ -149,19 +156,8 @@ func (c *Catalog) isFileErrorLocked(e *FileError) bool {
 	return false
 }
 
-// Subscribe returns a channel that gets a value after each change of [Catalog.Snapshot]. Changes that come faster than
-// they are read are one value. cancel ends it; the channel is not closed.
-func (c *Catalog) Subscribe() (changes <-chan struct{}, cancel func()) {
-	ch := make(chan struct{}, 1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.subs[ch] = struct{}{}
-	return ch, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.subs, ch)
-	}
-}
+// Subscribe implements [Source].
+func (c *Catalog) Subscribe() (changes <-chan struct{}, cancel func()) { return c.subs.add() }
 
 // Run keeps the catalog up to date until ctx ends.
 func (c *Catalog) Run(ctx context.Context) error {

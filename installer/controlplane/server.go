@@ -26,7 +26,7 @@ const maxRequestBytes = 200 << 20
 type Config struct {
 	// Catalog is what is served. Nil means one of ManifestsDir, WorkloadsDir and LastGoodDir, which Run then keeps up to
 	// date; a catalog that is given is its owner's to run.
-	Catalog                                 *Catalog
+	Catalog                                 Source
 	ManifestsDir, WorkloadsDir, LastGoodDir string
 	// CADir holds the root key and certificate. They are made if missing. Nodes of one mesh share it.
 	CADir string
@@ -49,7 +49,7 @@ type Config struct {
 // Server is the embedded control plane of one node.
 type Server struct {
 	cfg     Config
-	catalog *Catalog
+	catalog Source
 	owned   bool // the catalog, so Run runs it
 	mesh    mesh
 	ads     *ads
@@ -120,7 +120,7 @@ func (c *Config) complete() error {
 }
 
 // Catalog is what the server serves.
-func (s *Server) Catalog() *Catalog { return s.catalog }
+func (s *Server) Catalog() Source { return s.catalog }
 
 // Ready is closed once the socket accepts connections.
 func (s *Server) Ready() <-chan struct{} { return s.ready }

@@ -52,7 +52,7 @@ func (p *plane) start() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.Catalog = s.Catalog()
+	p.Catalog = s.Catalog().(*Catalog)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

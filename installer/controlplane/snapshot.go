@@ -20,6 +20,8 @@ type Snapshot struct {
 	// PeerAuthentications and AuthorizationPolicies are ordered oldest first, then by name.
 	PeerAuthentications   []*PeerAuthentication
 	AuthorizationPolicies []*AuthorizationPolicy
+	// Rules say which of the pods belong into the mesh.
+	Rules Rules
 	// Errors are the mistakes in the folders: files that keep an earlier state, or none, and objects named twice.
 	Errors []*FileError
 	// Warnings are what is legal but not carried out as written.

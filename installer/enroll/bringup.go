@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/sluice-mesh/sluice/bpf"
-	"github.com/sluice-mesh/sluice/installer/controlplane"
 )
 
 // undo is what has to be done, last first, if the next step fails.
@@ -61,7 +60,7 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 	}
 	u.add(func() { e.removeFromZtunnels(p) })
 	fault("ztunnel serves")
-	if err := controlplane.WriteWorkload(e.cfg.WorkloadsDir, e.manifest(p)); err != nil {
+	if err := e.publish(e.manifest(p)); err != nil {
 		return err
 	}
 	fault("published")
@@ -143,6 +142,7 @@ func (e *Enroller) retractInside(p *pod) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p.inside, p.phase, p.since = nil, known, time.Now()
+	e.changed()
 	if e.current[p.sandbox.UID] == p {
 		delete(e.current, p.sandbox.UID)
 	}

@@ -14,11 +14,14 @@ import (
 
 // decide says whether the pod is enrolled, and remembers it either way: its label may change while it runs. A dry run
 // remembers nothing: CHECK asks about pods whose ADD is long past.
-func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, *nodeapi.Error) {
+func (e *Enroller) decide(ctx context.Context, sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, *nodeapi.Error) {
 	if sandbox.UID == "" {
 		sandbox.UID = sandbox.ContainerID
 	}
 	defer e.workloads.lock(sandbox.Namespace + "/" + sandbox.Name)()
+	if err := e.await(ctx, sandbox); err != nil {
+		return nil, nodeapi.Errorf(nodeapi.CodeTryAgain, "decide: %w", err)
+	}
 	snapshot := e.cfg.Catalog.Snapshot()
 	enrolled, reason := snapshot.Enrolled(sandbox.Namespace, sandbox.Name)
 	at, err := namespaceAt(sandbox.Netns)
@@ -31,6 +34,7 @@ func (e *Enroller) decide(sandbox nodeapi.Pod, dryRun bool) (*nodeapi.Decision, 
 	var settings Settings
 	if enrolled {
 		if settings, err = e.admissible(snapshot, sandbox, at); err != nil {
+			e.refused(sandbox, err)
 			return nil, nodeapi.Errorf(nodeapi.CodeBadRequest, "decide: pod %s/%s belongs into the mesh (%s): %w", sandbox.Namespace, sandbox.Name, reason, err)
 		}
 	}

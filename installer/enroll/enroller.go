@@ -48,8 +48,15 @@ type Config struct {
 	NodeName string
 	// StateDir holds one file per known pod, in the folder "pods".
 	StateDir string
-	// WorkloadsDir gets one file per served pod, for the control planes.
+	// WorkloadsDir gets one file per served pod, for the control planes. Empty means that whoever asks for States tells them.
 	WorkloadsDir string
+	// Await, if set, returns once the Catalog knows of a pod whose ADD has come. After an error the pod is judged by what is
+	// known; if that cannot tell that it stays out of the mesh, its ADD fails.
+	Await func(ctx context.Context, namespace, name, uid string) error
+	// Changed, if set, is called when States may have changed. It must not block, nor call back.
+	Changed func()
+	// Refused, if set, is called with the reason why a pod's ADD failed, as a user should read it. As with Changed.
+	Refused func(namespace, name, uid, reason string)
 	// Settings are those of pods that have no annotations.
 	Settings Settings
 	// Host says which programs serve the node as a whole; the zero value is none.
@@ -236,6 +243,7 @@ func (e *Enroller) setPhase(p *pod, to phase) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p.phase, p.since = to, time.Now()
+	e.changed()
 }
 
 // setProblem keeps what a close look found until a look as close finds it gone.
@@ -248,6 +256,9 @@ func (e *Enroller) setProblem(p *pod, problem string, seenBy Depth) (changed boo
 	p.seenBy = seenBy
 	changed = p.problem != problem
 	p.problem = problem
+	if changed {
+		e.changed()
+	}
 	return changed
 }
 

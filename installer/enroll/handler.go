@@ -18,7 +18,7 @@ func (e *Enroller) Handle(ctx context.Context, req *nodeapi.Request, fds []int) 
 	var refusal *nodeapi.Error
 	switch req.Verb {
 	case nodeapi.VerbDecide:
-		answer.Decision, refusal = e.decide(*req.Pod, req.DryRun)
+		answer.Decision, refusal = e.decide(ctx, *req.Pod, req.DryRun)
 	case nodeapi.VerbServe:
 		refusal = e.serve(ctx, req.Pod)
 	case nodeapi.VerbRelease:
@@ -60,6 +60,7 @@ func (e *Enroller) serve(ctx context.Context, sandbox *nodeapi.Pod) *nodeapi.Err
 	}
 	if err := e.bringUp(ctx, p, false); err != nil {
 		e.podLog(p).Warn("pod not enrolled", "err", err)
+		e.refused(p.sandbox, err)
 		return refusalOf(fmt.Errorf("serve: %w", err))
 	}
 	return nil

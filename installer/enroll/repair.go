@@ -140,7 +140,7 @@ func (e *Enroller) update(ctx context.Context, p *pod, enough ztunnels.Progress)
 
 // repairWorkload writes the pod's file again if it is missing or says something else.
 func (e *Enroller) repairWorkload(p *pod) error {
-	if e.isReplaced(p) {
+	if e.cfg.WorkloadsDir == "" || e.isReplaced(p) {
 		return nil
 	}
 	want := e.manifest(p)
@@ -151,5 +151,5 @@ func (e *Enroller) repairWorkload(p *pod) error {
 		return nil
 	}
 	defer fault("published again")
-	return controlplane.WriteWorkload(e.cfg.WorkloadsDir, want)
+	return e.publish(want)
 }

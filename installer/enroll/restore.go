@@ -196,7 +196,7 @@ func (e *Enroller) dropIfStale(name controlplane.Name) error {
 	if e.isPublished(name) {
 		return nil
 	}
-	return controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, name.Namespace, name.Name)
+	return e.retract(name.Namespace, name.Name)
 }
 
 // isPublished reports whether a sandbox of that name is in the mesh, whether or not it can be served.

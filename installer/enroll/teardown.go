@@ -5,8 +5,6 @@ package enroll
 import (
 	"context"
 	"errors"
-
-	"github.com/sluice-mesh/sluice/installer/controlplane"
 )
 
 // tearDown takes the pod out of the mesh, in reverse order of bringUp; the caller holds its workload's lock. With detach
@@ -19,7 +17,7 @@ func (e *Enroller) tearDown(ctx context.Context, p *pod, detach bool) error {
 	fault("leaving")
 	var errs []error
 	if !e.isReplaced(p) {
-		errs = append(errs, controlplane.RemoveWorkload(e.cfg.WorkloadsDir, e.cfg.NodeName, p.sandbox.Namespace, p.sandbox.Name))
+		errs = append(errs, e.retract(p.sandbox.Namespace, p.sandbox.Name))
 		fault("unpublished")
 	}
 	if tell {
@@ -90,6 +88,7 @@ func (e *Enroller) forget(ctx context.Context, p *pod, detach bool) error {
 	if e.pods[p.id()] == p {
 		delete(e.pods, p.id())
 	}
+	e.changed()
 	return nil
 }
 

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+)
+
+const (
+	// keepDeleted is how long a pod that is gone from the API stays known: it may be gone before its containers are, and
+	// is not to go on in clear for the rest of its life.
+	keepDeleted = 10 * time.Minute
+	// settle is how long changes are gathered before they are published.
+	settle = 20 * time.Millisecond
+	// askWait bounds the question for one pod, which a CNI ADD waits for.
+	askWait = 3 * time.Second
+)
+
+// NodeConfig says whose pods to watch. Fields without a default must be set.
+type NodeConfig struct {
+	Client   kubernetes.Interface
+	NodeName string
+	// Rules say which of the pods belong into the mesh.
+	Rules controlplane.Rules
+	// StateDir gets what was last known, for a start while the API is away.
+	StateDir string
+	// SyncWait is how long Start waits for the API when something is known from before; 0 means 5 s.
+	SyncWait time.Duration
+	Logger   *slog.Logger
+}
+
+// Node is what the API says of one node's pods, and of all namespaces. It is a [controlplane.Source]. Safe for concurrent
+// use.
+type Node struct {
+	*controlplane.Set
+	cfg     NodeConfig
+	log     *slog.Logger
+	pods    cache.SharedIndexInformer
+	spaces  cache.SharedIndexInformer
+	told    []cache.InformerSynced // what the API had at first is put in
+	changed chan struct{}
+
+	mu      sync.Mutex
+	deleted map[string]deletedPod // by namespace/name
+}
+
+type deletedPod struct {
+	pod *corev1.Pod
+	at  time.Time
+}
+
+// NewNode asks nobody anything yet; call Start.
+func NewNode(cfg NodeConfig) (*Node, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.SyncWait == 0 {
+		cfg.SyncWait = 5 * time.Second
+	}
+	n := &Node{
+		Set: controlplane.NewSet(cfg.Rules, cfg.Logger), cfg: cfg, log: cfg.Logger,
+		changed: make(chan struct{}, 1), deleted: map[string]deletedPod{},
+	}
+	here := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(trimForNode),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", cfg.NodeName).String()
+		}))
+	all := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(trimForNode))
+	n.pods, n.spaces = here.Core().V1().Pods().Informer(), all.Core().V1().Namespaces().Informer()
+	for _, i := range []cache.SharedIndexInformer{n.pods, n.spaces} {
+		if err := i.SetWatchErrorHandlerWithContext(n.watchFailed); err != nil {
+			return nil, err
+		}
+		told, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: n.put, UpdateFunc: func(_, o any) { n.put(o) }, DeleteFunc: n.remove,
+		})
+		if err != nil {
+			return nil, err
+		}
+		n.told = append(n.told, told.HasSynced)
+	}
+	return n, nil
+}
+
+// watchFailed logs in our words; the informers try again by themselves, less and less often.
+func (n *Node) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
+	n.log.Warn("kubernetes API cannot be watched; what is known stays in force", "err", err)
+}
+
+func (n *Node) put(object any) {
+	if p, ok := object.(*corev1.Pod); ok {
+		n.mu.Lock()
+		delete(n.deleted, nameOf(p))
+		n.mu.Unlock()
+	}
+	_ = n.Put(object) // which has logged it
+	n.kick()
+}
+
+func (n *Node) remove(object any) {
+	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = last.Obj
+	}
+	if p, ok := object.(*corev1.Pod); ok {
+		n.mu.Lock()
+		n.deleted[nameOf(p)] = deletedPod{p, time.Now()}
+		n.mu.Unlock()
+		return
+	}
+	_ = n.Delete(object) // cannot fail for a kind that was put in
+	n.kick()
+}
+
+func (n *Node) kick() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Start has the informers run until ctx ends. It returns once the state of the API is known; or, when it does not answer
+// in time, with that of before the restart. Without either it waits for the API for as long as ctx lasts: to know of no
+// pod would be to take them all out of the mesh.
+func (n *Node) Start(ctx context.Context) error {
+	known, err := n.loadLast()
+	if err != nil {
+		n.log.Warn("what was last known of the API cannot be read", "err", err)
+	}
+	go n.pods.RunWithContext(ctx)
+	go n.spaces.RunWithContext(ctx)
+	wait, cancel := ctx, context.CancelFunc(func() {})
+	if len(known) > 0 {
+		wait, cancel = context.WithTimeout(ctx, n.cfg.SyncWait)
+	}
+	defer cancel()
+	if n.synced(wait) {
+		n.dropUnknown(known)
+	} else if ctx.Err() != nil {
+		return ctx.Err()
+	} else {
+		n.log.Warn("kubernetes API does not answer: going by what was known before the restart", "objects", len(known))
+		go func() {
+			if n.synced(ctx) {
+				n.dropUnknown(known)
+				n.kick()
+			}
+		}()
+	}
+	n.Publish()
+	return nil
+}
+
+func (n *Node) synced(ctx context.Context) bool {
+	return cache.WaitForCacheSync(ctx.Done(), n.told...)
+}
+
+// dropUnknown takes out what was known before the restart and is not in the API now.
+func (n *Node) dropUnknown(known []any) {
+	for _, o := range known {
+		key, err := cache.MetaNamespaceKeyFunc(o)
+		informer := n.pods
+		if _, ok := o.(*corev1.Namespace); ok {
+			informer = n.spaces
+		}
+		if _, exists, _ := informer.GetStore().GetByKey(key); err == nil && !exists {
+			n.remove(o)
+		}
+	}
+}
+
+// Run implements [controlplane.Source]. Call it once, after Start.
+func (n *Node) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			n.forgetDeleted(time.Now().Add(-keepDeleted))
+		case <-n.changed:
+			select {
+			case <-time.After(settle):
+			case <-ctx.Done():
+			}
+		}
+		n.Publish()
+		if err := n.saveLast(); err != nil {
+			n.log.Error("what is known of the API is not kept for after a restart", "err", err)
+		}
+	}
+}
+
+func (n *Node) forgetDeleted(before time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, d := range n.deleted {
+		if d.at.Before(before) {
+			delete(n.deleted, name)
+			_ = n.Delete(d.pod)
+		}
+	}
+}
+
+// ErrUnknownPod reports that the API has no such pod.
+var ErrUnknownPod = errors.New("the API server knows no such pod")
+
+// Await returns once the pod is in the snapshot, for which it asks the API if the watch lags behind. An error that is not
+// [ErrUnknownPod] says that the API does not answer.
+func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
+	if n.has(namespace, name, uid) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	pod, err := n.cfg.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%w as %s/%s", ErrUnknownPod, namespace, name)
+	case err != nil:
+		return fmt.Errorf("ask the API for pod %s/%s: %w", namespace, name, err)
+	case !is(pod, uid):
+		return fmt.Errorf("%w: %s/%s has another uid there (%s)", ErrUnknownPod, namespace, name, pod.UID)
+	}
+	if _, err := trimForNode(pod); err != nil {
+		return err
+	}
+	if n.Snapshot().Namespaces[namespace] == nil {
+		ns, err := n.cfg.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("ask the API for namespace %s: %w", namespace, err)
+		}
+		n.put(ns)
+	}
+	// The watch may have told meanwhile, and of something newer.
+	if !n.has(namespace, name, uid) {
+		n.put(pod)
+		n.Publish()
+	}
+	return nil
+}
+
+func (n *Node) has(namespace, name, uid string) bool {
+	p := n.Snapshot().Pods[controlplane.Name{Namespace: namespace, Name: name}]
+	return p != nil && is(p.Pod, uid)
+}
+
+// is tells whether uid is the pod's. A static pod's runtime knows it by the hash of its file, which the API has as an
+// annotation.
+func is(p *corev1.Pod, uid string) bool {
+	return string(p.UID) == uid || uid != "" && p.Annotations["kubernetes.io/config.mirror"] == uid
+}
+
+func nameOf(p *corev1.Pod) string { return p.Namespace + "/" + p.Name }
