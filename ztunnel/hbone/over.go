@@ -49,10 +49,7 @@ func (p *Pool) shakeOver(ctx context.Context, raw net.Conn, cfg *tls.Config) (*p
 	// Once there is a connection the pool's end is runConn's business.
 	defer context.AfterFunc(p.ctx, func() { _ = raw.Close() })()
 	pc := &pooled{active: 1, retired: true}
-	c, err := newClientConn(ctx, raw, cfg, connConfig{
-		client: true, pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, stats: &p.stats,
-		ended: func() { p.streamEnded(pc) },
-	})
+	c, err := newClientConn(ctx, raw, cfg, p.connConfig(pc))
 	pc.c = c
 	return pc, err
 }

@@ -62,14 +62,7 @@ func (p *Pool) newPooled(ctx context.Context, key Key, dial DialFunc, cfg *tls.C
 		return nil, &opError{phase: ErrDial, err: err}
 	}
 	pc := &pooled{key: key}
-	pc.c, err = newClientConn(ctx, raw, cfg, connConfig{
-		client:       true,
-		pingInterval: p.cfg.PingInterval,
-		pingTimeout:  p.cfg.PingTimeout,
-		windows:      p.cfg.Windows,
-		stats:        &p.stats,
-		ended:        func() { p.streamEnded(pc) },
-	})
+	pc.c, err = newClientConn(ctx, raw, cfg, p.connConfig(pc))
 	if err != nil {
 		return nil, err
 	}
@@ -101,5 +94,13 @@ func (p *Pool) abandon(key Key, call *dialCall) {
 	call.cancel(context.Canceled)
 	if h := p.hosts[key]; h != nil && h.dial == call {
 		h.dial = nil
+	}
+}
+
+// connConfig is that of the pool's connections, of which pc is to be one.
+func (p *Pool) connConfig(pc *pooled) connConfig {
+	return connConfig{
+		client: true, pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, windows: p.cfg.Windows,
+		stats: &p.stats, ended: func() { p.streamEnded(pc) },
 	}
 }

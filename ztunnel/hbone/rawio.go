@@ -4,7 +4,6 @@ package hbone
 
 import (
 	"io"
-	"net"
 	"os"
 	"syscall"
 	"unsafe"
@@ -14,17 +13,19 @@ import (
 // which would take a long call for a blocked one and start another thread; so none may be long.
 const maxCall = 64 << 10
 
-// readFD reads into p until it is full or nothing more has arrived. An error comes only without data; 0 and no error is
-// the end.
+// readFD reads into p until it is full or nothing more has arrived; 0 and no error is the end. EAGAIN comes only without
+// data. Other errors may come with it: the kernel tells each once.
 func readFD(fd uintptr, p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
 		m, errno := rawIO(syscall.SYS_READ, fd, p[n:min(len(p), n+maxCall)])
-		if errno == syscall.EINTR {
+		switch {
+		case errno == syscall.EINTR:
 			continue
-		}
-		if errno != 0 && n == 0 {
-			return 0, errno
+		case errno == syscall.EAGAIN && n > 0:
+			return n, nil
+		case errno != 0:
+			return n, errno
 		}
 		n += m
 		if m < maxCall {
@@ -59,7 +60,8 @@ func rawIO(call, fd uintptr, p []byte) (int, syscall.Errno) {
 	return int(n), 0
 }
 
-// sink writes to a TCP connection, waiting in the poller when it takes no more. Other writers are asked to write.
+// sink writes to a connection that has a descriptor, waiting in the poller when it takes no more. Other writers are asked
+// to write.
 type sink struct {
 	w   io.Writer
 	raw syscall.RawConn
@@ -72,8 +74,8 @@ type sink struct {
 
 func newSink(w io.Writer) *sink {
 	k := &sink{w: w}
-	if tcp, ok := w.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
+	if sc, ok := w.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
 			k.raw, k.try = raw, k.tryWrite
 		}
 	}

@@ -53,14 +53,17 @@ func (s *source) tryRead(fd uintptr) bool {
 	room := b.b[frameHeaderLen : frameHeaderLen+s.limit]
 	n, err := readFD(fd, room)
 	if n > 0 {
-		// Whoever answers and closes does both at once: looking again costs less than a frame for the end alone.
-		switch m, err := readFD(fd, room[n:]); {
-		case m > 0:
+		if err == nil {
+			var m int
+			// Whoever answers and closes does both at once: looking again costs less than a frame for the end alone.
+			m, err = readFD(fd, room[n:])
+			if m == 0 && err == nil && n < len(room) {
+				s.err = s.end()
+			}
 			n += m
-		case err == nil && n < len(room):
-			s.err = s.end()
-		case err != nil && err != syscall.EAGAIN:
-			s.err = os.NewSyscallError("read", err) // told once only
+		}
+		if err != nil && err != syscall.EAGAIN {
+			s.err = os.NewSyscallError("read", err)
 		}
 		b.w = frameHeaderLen + n
 		s.block = b

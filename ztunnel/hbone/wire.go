@@ -30,7 +30,8 @@ type wire struct {
 
 	// The read side belongs to the goroutine in Read.
 	in     *block
-	inErr  error
+	inErr  error // of try
+	after  error // what comes after in
 	header [recordHeader]byte
 	headN  int // bytes of header seen
 	left   int // bytes of the current record not yet read by crypto/tls
@@ -108,6 +109,9 @@ func (w *wire) fill() error {
 	if w.raw == nil {
 		return w.fillPlain()
 	}
+	if err := w.after; err != nil {
+		return err
+	}
 	if err := w.raw.Read(w.tryFn); err != nil {
 		return err
 	}
@@ -124,6 +128,9 @@ func (w *wire) try(fd uintptr) bool {
 	if n > 0 {
 		b.w = n
 		w.in = b
+		if err != nil {
+			w.after = os.NewSyscallError("read", err)
+		}
 		return true
 	}
 	b.free()

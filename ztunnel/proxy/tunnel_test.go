@@ -100,10 +100,6 @@ func acceptHeader(l net.Listener, size int) chan string {
 }
 
 func TestApplicationTunnelIntroducesTheClient(t *testing.T) {
-	w := newWorld(t)
-	w.republish(w.server, func(c *discovery.Workload) { c.AppTunnel = &discovery.Tunnel{Proxy: true, Port: 15088} })
-	const peer = "spiffe://cluster.local/ns/default/sa/client"
-	cert := peerTLS(w.ca.Issue(t, peer))
 	for _, tc := range []struct {
 		name, family, listen string
 		loopback             bool
@@ -114,7 +110,10 @@ func TestApplicationTunnelIntroducesTheClient(t *testing.T) {
 		{"IPv6 from the client's address", "6", "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			w.proxy.LocalhostAppTunnel = tc.loopback
+			w := newWorld(t, func(c *Config) { c.LocalhostAppTunnel = tc.loopback })
+			w.republish(w.server, func(c *discovery.Workload) { c.AppTunnel = &discovery.Tunnel{Proxy: true, Port: 15088} })
+			const peer = "spiffe://cluster.local/ns/default/sa/client"
+			cert := peerTLS(w.ca.Issue(t, peer))
 			listen := tc.listen
 			if listen == "" {
 				listen = netip.AddrPortFrom(w.server.Addr(tc.family), 15088).String()

@@ -56,7 +56,8 @@ type enrolled struct {
 	served   inpod.Proxy
 }
 
-func newWorld(t testing.TB) *world {
+// newWorld returns a world whose proxy has the settings that set makes, before any pod is served.
+func newWorld(t testing.TB, set ...func(*Config)) *world {
 	t.Helper()
 	testutil.RequireRoot(t)
 	testutil.RequireKernel(t, "6.6", "tcx")
@@ -67,6 +68,9 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(func() { _ = node.Close() })
 	w := &world{t: t, host: testutil.NewNode(t), node: node, ca: testCA{testutil.NewCA(t)}, store: discovery.NewStore()}
 	w.proxy = w.newProxy(nil)
+	for _, set := range set {
+		set(&w.proxy.Config)
+	}
 	w.client, w.server = w.enrol("client"), w.enrol("server")
 	w.legacy = w.host.Pod(t, "legacy")
 	d := node.Destinations()
