@@ -36,6 +36,8 @@ Commands:
   verify     check one pod, live connection included; exits with 1 if a check fails
   why        tell what happens to a connection from a pod, and which rule decides
   flows      show the connections of enrolled pods, or follow them
+  controlplane
+             serve ztunnels of a whole cluster from the Kubernetes API
   version    print the version
 
 "sluice-installer COMMAND --help" lists the command's flags.
@@ -61,6 +63,8 @@ var commands = map[string]command{
 	"verify":    verifyCommand,
 	"why":       whyCommand,
 	"version":   versionCommand,
+
+	"controlplane": controlplaneCommand,
 }
 
 // usageError is a mistake in the command line, as opposed to a failure to do what it says.

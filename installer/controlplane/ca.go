@@ -37,13 +37,13 @@ type ca struct {
 	root           *root
 	trustDomain    string
 	maxTTL         time.Duration
-	mayImpersonate func(identity string) bool
+	mayImpersonate func(ctx context.Context, identity string) bool
 	log            *slog.Logger
 }
 
 // CreateCertificate signs the key of a CSR for an identity that the agent vouches for.
-func (c *ca) CreateCertificate(_ context.Context, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
-	leaf, identity, err := c.issue(req)
+func (c *ca) CreateCertificate(ctx context.Context, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
+	leaf, identity, err := c.issue(ctx, req)
 	if err != nil {
 		c.log.Warn("certificate refused", "identity", identity, "error", status.Convert(err).Message())
 		return nil, err
@@ -52,7 +52,7 @@ func (c *ca) CreateCertificate(_ context.Context, req *securityv1alpha1.IstioCer
 	return &securityv1alpha1.IstioCertificateResponse{CertChain: []string{certPEM(leaf.Raw), c.root.pem}}, nil
 }
 
-func (c *ca) issue(req *securityv1alpha1.IstioCertificateRequest) (*x509.Certificate, string, error) {
+func (c *ca) issue(ctx context.Context, req *securityv1alpha1.IstioCertificateRequest) (*x509.Certificate, string, error) {
 	identity := req.GetMetadata().GetFields()[impersonatedIdentity].GetStringValue()
 	if identity == "" {
 		return nil, "", status.Errorf(codes.InvalidArgument, "metadata %s is missing: it says whom the certificate is for", impersonatedIdentity)
@@ -69,7 +69,7 @@ func (c *ca) issue(req *securityv1alpha1.IstioCertificateRequest) (*x509.Certifi
 	if err != nil {
 		return nil, identity, status.Errorf(codes.InvalidArgument, "validity_duration: %v", err)
 	}
-	if !c.mayImpersonate(identity) {
+	if !c.mayImpersonate(ctx, identity) {
 		// istiod's code for this: a ztunnel takes it for "ask again later", as the pod may be about to become known.
 		return nil, identity, status.Errorf(codes.Unauthenticated, "impersonation of %s refused: no enrolled pod of this node has this identity", identity)
 	}

@@ -41,6 +41,7 @@ type checker struct {
 	doc  *yaml.Node
 	at   Origin
 	warn *[]*FileError
+	live bool // the object is an API server's, which assigns addresses and has EndpointSlices
 }
 
 func (c checker) errorf(path, format string, args ...any) error {
@@ -121,6 +122,7 @@ func (c checker) service(s *corev1.Service) error {
 	switch {
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
 		c.warnf("spec.type", "ExternalName services are left to DNS; the service is not published")
+	case c.live:
 	case len(s.Spec.Selector) == 0:
 		c.warnf("spec", "no selector: the service has no endpoints (Endpoints and EndpointSlices are not read)")
 	case s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) == 0:

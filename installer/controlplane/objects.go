@@ -5,6 +5,7 @@ package controlplane
 import (
 	securityv1 "istio.io/api/security/v1beta1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -24,6 +25,15 @@ type (
 	}
 	Service struct {
 		*corev1.Service
+		Origin Origin
+	}
+	// Node and EndpointSlice come from an API server only.
+	Node struct {
+		*corev1.Node
+		Origin Origin
+	}
+	EndpointSlice struct {
+		*discoveryv1.EndpointSlice
 		Origin Origin
 	}
 )
@@ -48,13 +58,15 @@ type objects struct {
 	namespaces []*Namespace
 	pods       []*Pod
 	services   []*Service
+	nodes      []*Node
+	slices     []*EndpointSlice
 	peerAuths  []*PeerAuthentication
 	authz      []*AuthorizationPolicy
 	warnings   []*FileError
 }
 
 func (o *objects) count() int {
-	return len(o.namespaces) + len(o.pods) + len(o.services) + len(o.peerAuths) + len(o.authz)
+	return len(o.namespaces) + len(o.pods) + len(o.services) + len(o.nodes) + len(o.slices) + len(o.peerAuths) + len(o.authz)
 }
 
 func nameOf(m *metav1.ObjectMeta) Name { return Name{Namespace: m.Namespace, Name: m.Name} }

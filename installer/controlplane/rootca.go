@@ -159,6 +159,18 @@ func readPEM(f *os.File) (*pem.Block, error) {
 }
 
 func createCert(path string, key *ecdsa.PrivateKey, trustDomain string) (*x509.Certificate, error) {
+	der, err := selfSign(key, trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(path, []byte(certPEM(der)), 0o644); err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// selfSign returns the root's certificate as DER.
+func selfSign(key *ecdsa.PrivateKey, trustDomain string) ([]byte, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
@@ -174,14 +186,7 @@ func createCert(path string, key *ecdsa.PrivateKey, trustDomain string) (*x509.C
 		MaxPathLenZero:        true, // it signs workloads, no further CAs
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
-	if err := atomicfile.Write(path, []byte(certPEM(der)), 0o644); err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
+	return x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 }
 
 func certPEM(der []byte) string {

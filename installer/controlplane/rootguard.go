@@ -52,13 +52,21 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := parseKey(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
+	return key, nil
+}
+
+func parseKey(der []byte) (*ecdsa.PrivateKey, error) {
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, err
+	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("%q: key is a %T, not ECDSA", path, parsed)
+		return nil, fmt.Errorf("key is a %T, not ECDSA", parsed)
 	}
 	return key, nil
 }

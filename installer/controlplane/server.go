@@ -14,8 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
-
-	"github.com/sluice-mesh/sluice/internal/unixsock"
 )
 
 // maxRequestBytes bounds one request: about a hundred bytes for each resource that a client holds, and what ztunnels admit
@@ -28,6 +26,8 @@ type Config struct {
 	// date; a catalog that is given is its owner's to run.
 	Catalog                                 Source
 	ManifestsDir, WorkloadsDir, LastGoodDir string
+	// Remote, if set, has the server serve ztunnels of many nodes; CADir, Socket and MayImpersonate are then not used.
+	Remote *Remote
 	// CADir holds the root key and certificate. They are made if missing. Nodes of one mesh share it.
 	CADir string
 	// Socket is the path of the unix socket.
@@ -75,11 +75,11 @@ func New(cfg Config) (*Server, error) {
 		}
 		s.catalog, s.owned = c, true
 	}
-	key, err := openRoot(cfg.CADir, cfg.TrustDomain)
+	key, may, err := cfg.authority()
 	if err != nil {
 		return nil, fmt.Errorf("control plane: %w", err)
 	}
-	s.ca = &ca{root: key, trustDomain: cfg.TrustDomain, maxTTL: cfg.MaxCertTTL, mayImpersonate: cfg.MayImpersonate, log: s.log}
+	s.ca = &ca{root: key, trustDomain: cfg.TrustDomain, maxTTL: cfg.MaxCertTTL, mayImpersonate: may, log: s.log}
 	s.ads = newADS(s.log)
 	if err := s.publish(); err != nil {
 		return nil, fmt.Errorf("control plane: %w", err)
@@ -106,6 +106,9 @@ func (c *Config) complete() error {
 		c.Logger = slog.Default()
 	}
 	c.Logger = c.Logger.With("node", c.NodeName)
+	if c.Remote != nil {
+		return c.Remote.complete()
+	}
 	var errs []error
 	if c.CADir == "" {
 		errs = append(errs, errors.New("folder of the CA (CADir) is not set"))
@@ -129,17 +132,17 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l, err := unixsock.Listen("unix", s.cfg.Socket, s.log)
+	l, options, err := s.listen()
 	if err != nil {
 		return fmt.Errorf("control plane: %w", err)
 	}
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(options,
 		// ztunnels ping every 30 s, also on quiet connections.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		// All of a big mesh comes in one message; the clients' limit is what counts. One who comes back names all that it
 		// holds in one message too.
 		grpc.MaxSendMsgSize(math.MaxInt32), grpc.MaxRecvMsgSize(maxRequestBytes),
-	)
+	)...)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, s.ads)
 	securityv1alpha1.RegisterIstioCertificateServiceServer(g, s.ca)
 
@@ -152,7 +155,7 @@ func (s *Server) Run(ctx context.Context) error {
 		go func() { done <- s.catalog.Run(ctx) }()
 	}
 	close(s.ready)
-	s.log.Info("control plane serves", "socket", s.cfg.Socket, "cluster", s.mesh.clusterID, "trust_domain", s.mesh.trustDomain)
+	s.log.Info("control plane serves", "address", l.Addr().String(), "cluster", s.mesh.clusterID, "trust_domain", s.mesh.trustDomain)
 
 	var failed error
 	select {

@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -47,8 +48,8 @@ func (s *Set) Snapshot() *Snapshot { return s.current.Load() }
 // Subscribe implements [Source].
 func (s *Set) Subscribe() (changes <-chan struct{}, cancel func()) { return s.subs.add() }
 
-// Put takes an object in, in place of an earlier one of the same kind and name: a Namespace, Pod or Service, or an
-// unstructured policy. It must not be changed afterwards. Nobody sees it before Publish.
+// Put takes an object in, in place of an earlier one of the same kind and name: a Namespace, Pod, Service, Node or
+// EndpointSlice, or an unstructured policy. It must not be changed afterwards. Nobody sees it before Publish.
 func (s *Set) Put(object any) error {
 	key, err := keyOf(object)
 	if err != nil {
@@ -109,6 +110,10 @@ func keyOf(object any) (string, error) {
 		return "Pod " + nameOf(&o.ObjectMeta).String(), nil
 	case *corev1.Service:
 		return "Service " + nameOf(&o.ObjectMeta).String(), nil
+	case *corev1.Node:
+		return "Node " + o.Name, nil
+	case *discoveryv1.EndpointSlice:
+		return "EndpointSlice " + nameOf(&o.ObjectMeta).String(), nil
 	case *unstructured.Unstructured:
 		return fmt.Sprintf("%s %s/%s", o.GetKind(), o.GetNamespace(), o.GetName()), nil
 	}
@@ -119,7 +124,7 @@ func keyOf(object any) (string, error) {
 // decoder would complain of fields that are not known.
 func accept(key string, object any) (*objects, *FileError) {
 	objs, at := &objects{}, Origin{Path: key}
-	c := checker{doc: &yaml.Node{}, at: at, warn: &objs.warnings}
+	c := checker{doc: &yaml.Node{}, at: at, warn: &objs.warnings, live: true}
 	var err error
 	switch o := object.(type) {
 	case *corev1.Namespace:
@@ -130,6 +135,11 @@ func accept(key string, object any) (*objects, *FileError) {
 	case *corev1.Service:
 		objs.services = []*Service{{o, at}}
 		err = c.service(o)
+	case *corev1.Node:
+		objs.nodes = []*Node{{o, at}}
+	case *discoveryv1.EndpointSlice:
+		objs.slices = []*EndpointSlice{{o, at}}
+		err = c.endpointSlice(o)
 	case *unstructured.Unstructured:
 		data, merr := json.Marshal(bare(o))
 		if merr != nil {

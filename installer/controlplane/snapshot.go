@@ -17,6 +17,9 @@ type Snapshot struct {
 	// from the pod's manifest where there is one, since that is what a user edits.
 	Workloads map[Name]*Pod
 	Services  map[Name]*Service
+	// Nodes tell where pods are; EndpointSlices which addresses a Service has that selects no pods. Files have neither.
+	Nodes          map[string]*Node
+	EndpointSlices map[Name]*EndpointSlice
 	// PeerAuthentications and AuthorizationPolicies are ordered oldest first, then by name.
 	PeerAuthentications   []*PeerAuthentication
 	AuthorizationPolicies []*AuthorizationPolicy
@@ -33,6 +36,7 @@ func snapshot(manifests, workloads *folder) *Snapshot {
 	b := &builder{
 		Snapshot: &Snapshot{
 			Namespaces: map[string]*Namespace{}, Pods: map[Name]*Pod{}, Workloads: map[Name]*Pod{}, Services: map[Name]*Service{},
+			Nodes: map[string]*Node{}, EndpointSlices: map[Name]*EndpointSlice{},
 		},
 		seen: map[string]Origin{},
 	}
@@ -112,6 +116,12 @@ func (b *builder) manifest(f *file) {
 		if b.first("Service", nameOf(&o.ObjectMeta), o.Origin) {
 			b.Services[nameOf(&o.ObjectMeta)] = o
 		}
+	}
+	for _, o := range f.objs.nodes {
+		b.Nodes[o.Name] = o
+	}
+	for _, o := range f.objs.slices {
+		b.EndpointSlices[nameOf(&o.ObjectMeta)] = o
 	}
 	for _, o := range f.objs.peerAuths {
 		if b.first("PeerAuthentication", nameOf(&o.ObjectMeta), o.Origin) {

@@ -54,11 +54,13 @@ func (m mesh) translate(s *Snapshot) *translation {
 	for _, pod := range sortedByName(s.allPods()) {
 		if w := m.workload(pod.Pod); w != nil {
 			w.Services = m.endpoints(pod.Pod, services)
+			w.Locality = locality(s.Nodes[w.Node])
 			w.AuthorizationPolicies = append(auth.policiesFor(pod.Pod), m.selectedBy(pod.Pod, s.AuthorizationPolicies)...)
 			slices.Sort(w.AuthorizationPolicies)
 			t.workloads = append(t.workloads, w)
 		}
 	}
+	t.workloads = m.addSlices(s, t.workloads)
 	t.policies, t.warnings = auth.policies(), auth.ignored
 	for _, p := range s.AuthorizationPolicies {
 		if a := m.authorization(p); a != nil {

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/url"
+	"strconv"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+	securityv1alpha1 "istio.io/api/security/v1alpha1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/sluice-mesh/sluice/installer/kube"
+	labkube "github.com/sluice-mesh/sluice/internal/lab/kube"
+	"github.com/sluice-mesh/sluice/internal/testutil"
+	"github.com/sluice-mesh/sluice/internal/workloadapi"
+)
+
+// controlplaneRules are all the rights that the control plane is given: what docs/INSTALL.md lists.
+var controlplaneRules = []rbacv1.PolicyRule{
+	{APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "services", "nodes"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"security.istio.io"}, Resources: []string{"peerauthentications", "authorizationpolicies"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+	{APIGroups: []string{""}, Resources: []string{"secrets", "configmaps"}, Verbs: []string{"get", "create", "update"}},
+	{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"get", "create", "update"}},
+}
+
+// mesh is an API server with two pods on two nodes, and a control plane that has no more rights than it needs.
+type mesh struct {
+	*testing.T
+	api     *labkube.APIServer
+	client  kubernetes.Interface
+	address string
+	ztunnel *corev1.Pod // of node n1
+}
+
+func newMesh(t *testing.T) *mesh {
+	api := labkube.NewAPIServer(t)
+	m := &mesh{T: t, api: api, client: api.Client(), address: "127.0.0.1:" + strconv.Itoa(testutil.FreePort(t))}
+	ctx := t.Context()
+	for _, name := range []string{"sluice-system", "shop"} {
+		must(t)(m.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))
+	}
+	meta := metav1.ObjectMeta{Name: "sluice-controlplane"}
+	must(t)(m.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: meta, Rules: controlplaneRules}, metav1.CreateOptions{}))
+	must(t)(m.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: meta.Name},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: "controlplane"}},
+	}, metav1.CreateOptions{}))
+	must(t)(m.client.CoreV1().ServiceAccounts("sluice-system").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "ztunnel"}}, metav1.CreateOptions{}))
+	m.ztunnel = m.pod("sluice-system", "zt", "n1", "ztunnel", "10.1.0.1")
+	m.pod("shop", "web", "n1", "web", "10.1.0.2")
+	m.pod("shop", "db", "n2", "db", "10.2.0.2")
+	return m
+}
+
+// must fails the test if a call of the API did.
+func must(t *testing.T) func(_ any, err error) {
+	return func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (m *mesh) pod(namespace, name, node, account, address string) *corev1.Pod {
+	m.Helper()
+	p, err := m.client.CoreV1().Pods(namespace).Create(m.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": name}},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "app", Image: "app:1"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.patchStatus(p, fmt.Sprintf(`{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}},"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}]}}`, address, address))
+	return p
+}
+
+func (m *mesh) patchStatus(p *corev1.Pod, patch string) {
+	m.Helper()
+	must(m.T)(m.client.CoreV1().Pods(p.Namespace).Patch(m.Context(), p.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status"))
+}
+
+// start runs a control plane until the test ends, or stop is called.
+func (m *mesh) start(identity string) (stop func()) {
+	m.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	args := []string{"--kubeconfig", m.api.KubeconfigFor("controlplane"), "--namespace", "sluice-system", "--identity", identity, "--listen", m.address}
+	go func() { done <- controlplaneCommand(ctx, args, m.Output(), m.Output()) }()
+	ended := false
+	stop = func() {
+		cancel()
+		if !ended {
+			ended = true
+			if err := <-done; err != nil {
+				m.Errorf("control plane %s: %v", identity, err)
+			}
+		}
+	}
+	m.Cleanup(stop)
+	return stop
+}
+
+// dial connects as a ztunnel does: by the root that the ConfigMap has, with a token bound to its pod.
+func (m *mesh) dial() (*grpc.ClientConn, context.Context) {
+	m.Helper()
+	var root string
+	testutil.Eventually(m, time.Minute, func() error {
+		cm, err := m.client.CoreV1().ConfigMaps("sluice-system").Get(m.Context(), kube.RootConfigMap, metav1.GetOptions{})
+		if err == nil {
+			root = cm.Data["root-cert.pem"]
+		}
+		return err
+	})
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(root))
+	conn, err := grpc.NewClient(m.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+		RootCAs: pool, ServerName: "sluice-controlplane.sluice-system.svc", MinVersion: tls.VersionTLS13,
+	})))
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _ = conn.Close() })
+	answer, err := m.client.CoreV1().ServiceAccounts("sluice-system").CreateToken(m.Context(), "ztunnel", &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{
+			Audiences:      []string{kube.TokenAudience},
+			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: "zt", UID: m.ztunnel.UID},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return conn, metadata.AppendToOutgoingContext(m.Context(), "authorization", "Bearer "+answer.Status.Token)
+}
+
+func TestControlplaneServesTheCluster(t *testing.T) {
+	m := newMesh(t)
+	must(t)(m.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{
+		corev1.LabelTopologyRegion: "eu", corev1.LabelTopologyZone: "eu-1",
+	}}}, metav1.CreateOptions{}))
+	must(t)(m.client.CoreV1().Services("shop").Create(t.Context(), &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "db"},
+		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "db"}, Ports: []corev1.ServicePort{{Port: 5432}}},
+	}, metav1.CreateOptions{}))
+	m.outsider()
+	stop := m.start("a")
+	conn, ctx := m.dial()
+
+	testutil.Eventually(t, time.Minute, func() error { _, err := certificate(ctx, conn, "shop", "web"); return err })
+	if _, err := certificate(ctx, conn, "shop", "db"); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("certificate for a pod of another node: got %v, want Unauthenticated", err)
+	}
+	if _, err := certificate(t.Context(), conn, "shop", "web"); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("certificate without a token: got %v, want Unauthenticated", err)
+	}
+	if _, err := addresses(t.Context(), conn); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("addresses without a token: got %v, want Unauthenticated", err)
+	}
+	checkAddresses(ctx, t, conn)
+
+	// Another takes over, with the same root: the client does not notice but for its connection.
+	m.start("b")
+	before, err := certificate(ctx, conn, "shop", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	testutil.Eventually(t, time.Minute, func() error {
+		after, err := certificate(ctx, conn, "shop", "web")
+		if err == nil && after[len(after)-1] != before[len(before)-1] {
+			t.Fatal("the root changed with the leader")
+		}
+		return err
+	})
+	m.checkStrict(ctx, conn)
+}
+
+// outsider is a service with an address that is no pod's.
+func (m *mesh) outsider() {
+	m.Helper()
+	must(m.T)(m.client.CoreV1().Services("shop").Create(m.Context(), &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "legacy"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "tcp", Port: 80}}},
+	}, metav1.CreateOptions{}))
+	name, port := "tcp", int32(8080)
+	must(m.T)(m.client.DiscoveryV1().EndpointSlices("shop").Create(m.Context(), &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: "legacy-1", Labels: map[string]string{discoveryv1.LabelServiceName: "legacy"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.7"}}},
+		Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+	}, metav1.CreateOptions{}))
+}
+
+func checkAddresses(ctx context.Context, t *testing.T, conn *grpc.ClientConn) {
+	t.Helper()
+	all, err := addresses(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := all["Kubernetes//Pod/shop/db"].GetWorkload()
+	if db.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE || db.GetLocality().GetZone() != "eu-1" || db.GetNode() != "n2" || db.GetServiceAccount() != "db" {
+		t.Errorf("workload db: got %v", db)
+	}
+	if ports := db.GetServices()["shop/db.shop.svc.cluster.local"].GetPorts(); len(ports) != 1 || ports[0].TargetPort != 5432 {
+		t.Errorf("ports of db: got %v", ports)
+	}
+	if s := all["shop/db.shop.svc.cluster.local"].GetService(); len(s.GetAddresses()) != 1 {
+		t.Errorf("service db: got %v, want the address that the API gave it", s)
+	}
+	legacy := all["Kubernetes/discovery.k8s.io/EndpointSlice/shop/legacy-1/192.0.2.7"].GetWorkload()
+	if ports := legacy.GetServices()["shop/legacy.shop.svc.cluster.local"].GetPorts(); len(ports) != 1 || ports[0].TargetPort != 8080 || legacy.GetTunnelProtocol() != workloadapi.TunnelProtocol_NONE {
+		t.Errorf("endpoint that is no pod: got %v", legacy)
+	}
+}
+
+// checkStrict makes the mesh strict, and wants the policy with the workload.
+func (m *mesh) checkStrict(ctx context.Context, conn *grpc.ClientConn) {
+	m.Helper()
+	must(m.T)(m.client.CoreV1().Namespaces().Create(m.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "istio-system"}}, metav1.CreateOptions{}))
+	must(m.T)(m.api.Dynamic().Resource(labkube.PeerAuthentications).Namespace("istio-system").Create(m.Context(), &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": map[string]any{"name": "default"},
+		"spec": map[string]any{"mtls": map[string]any{"mode": "STRICT"}},
+	}}, metav1.CreateOptions{}))
+	testutil.Eventually(m, time.Minute, func() error {
+		all, err := addresses(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if got := all["Kubernetes//Pod/shop/web"].GetWorkload().GetAuthorizationPolicies(); len(got) != 1 {
+			return fmt.Errorf("policies of web: %q, want the strict one", got)
+		}
+		return nil
+	})
+}
+
+// certificate asks for one as ambient section 7 says.
+func certificate(ctx context.Context, conn *grpc.ClientConn, namespace, account string) ([]string, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	id := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/" + namespace + "/sa/" + account}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id}}, key)
+	if err != nil {
+		return nil, err
+	}
+	md, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id.String()})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	answer, err := securityv1alpha1.NewIstioCertificateServiceClient(conn).CreateCertificate(ctx, &securityv1alpha1.IstioCertificateRequest{
+		Csr: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), ValidityDuration: 3600, Metadata: md,
+	})
+	return answer.GetCertChain(), err
+}
+
+// addresses is the first answer to a subscription to all.
+func addresses(ctx context.Context, conn *grpc.ClientConn) (map[string]*workloadapi.Address, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	s, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Send(&discovery.DeltaDiscoveryRequest{
+		Node: &core.Node{Id: "ztunnel~10.1.0.1~zt.sluice-system~sluice-system.svc.cluster.local"}, TypeUrl: "type.googleapis.com/istio.workload.Address",
+	}); err != nil {
+		return nil, err
+	}
+	answer, err := s.Recv()
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]*workloadapi.Address{}
+	for _, r := range answer.GetResources() {
+		a := &workloadapi.Address{}
+		if err := r.GetResource().UnmarshalTo(a); err != nil {
+			return nil, err
+		}
+		all[r.GetName()] = a
+	}
+	return all, nil
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+)
+
+// Names of the root's Secret, and of the ConfigMap from which ztunnels know the control plane.
+const (
+	RootSecret    = "sluice-ca"
+	RootConfigMap = "sluice-ca-root-cert"
+
+	rootKeyField  = "root-key.pem"
+	rootCertField = "root-cert.pem"
+)
+
+// Root returns the mesh's root from its Secret, which it makes if there is none; of several that try at once, one does. A
+// Secret that is there and cannot be used is an error: a new root would cut the mesh in two.
+func Root(ctx context.Context, client kubernetes.Interface, namespace, trustDomain string) (controlplane.RootPEM, error) {
+	secrets := client.CoreV1().Secrets(namespace)
+	secret, err := secrets.Get(ctx, RootSecret, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		made, merr := controlplane.NewRootPEM(trustDomain)
+		if merr != nil {
+			return controlplane.RootPEM{}, merr
+		}
+		secret, err = secrets.Create(ctx, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: RootSecret, Namespace: namespace},
+			Data:       map[string][]byte{rootKeyField: made.Key, rootCertField: made.Cert},
+		}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			secret, err = secrets.Get(ctx, RootSecret, metav1.GetOptions{})
+		}
+	}
+	if err != nil {
+		return controlplane.RootPEM{}, fmt.Errorf("root key: %w", err)
+	}
+	root := controlplane.RootPEM{Key: secret.Data[rootKeyField], Cert: secret.Data[rootCertField]}
+	if err := root.Validate(); err != nil {
+		return controlplane.RootPEM{}, fmt.Errorf("secret %s/%s: %w (put its content back, or delete it to start a new mesh root)", namespace, RootSecret, err)
+	}
+	return root, nil
+}
+
+// PublishRoot writes the root's certificate where ztunnels find it.
+func PublishRoot(ctx context.Context, client kubernetes.Interface, namespace string, root controlplane.RootPEM) error {
+	maps := client.CoreV1().ConfigMaps(namespace)
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: RootConfigMap, Namespace: namespace},
+		Data:       map[string]string{rootCertField: string(root.Cert)},
+	}
+	have, err := maps.Get(ctx, RootConfigMap, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = maps.Create(ctx, want, metav1.CreateOptions{})
+	case err == nil && have.Data[rootCertField] != want.Data[rootCertField]:
+		_, err = maps.Update(ctx, want, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("publish root certificate: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/sluice-mesh/sluice/installer/controlplane"
+)
+
+// TokenAudience is the one that tokens for a control plane have: ambient section 7.
+const TokenAudience = "istio-ca"
+
+// Extra keys of a reviewed token that is bound to a pod.
+const (
+	extraPodName = "authentication.kubernetes.io/pod-name"
+	extraPodUID  = "authentication.kubernetes.io/pod-uid"
+)
+
+const (
+	// reviewLasts is for how long a token that was good is not asked about again.
+	reviewLasts = time.Minute
+	maxReviews  = 4096
+)
+
+// Tokens tells whose a service account token is. Safe for concurrent use.
+type Tokens struct {
+	client  kubernetes.Interface
+	cluster *Cluster
+	// trusted are the service accounts of node proxies, NAMESPACE/NAME.
+	trusted []string
+
+	mu      sync.Mutex
+	reviews map[[sha256.Size]byte]review
+}
+
+// review is what the API said of a token that it holds good.
+type review struct {
+	until           time.Time
+	account         string // NAMESPACE/NAME
+	podName, podUID string
+}
+
+// NewTokens trusts the given service accounts, NAMESPACE/NAME, to act for the pods of their node.
+func NewTokens(client kubernetes.Interface, cluster *Cluster, trusted []string) *Tokens {
+	return &Tokens{client: client, cluster: cluster, trusted: trusted, reviews: map[[sha256.Size]byte]review{}}
+}
+
+// Admit returns the node that the token's pod is on. The token must be of audience istio-ca, of a trusted service account,
+// and bound to a pod that the cluster has.
+func (t *Tokens) Admit(ctx context.Context, token string) (node string, err error) {
+	r, err := t.review(ctx, token)
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains(t.trusted, r.account) {
+		return "", fmt.Errorf("service account %s is none of the node proxies' (%s)", r.account, strings.Join(t.trusted, ", "))
+	}
+	if r.podUID == "" {
+		return "", errors.New("the token is not bound to a pod, so that it does not tell of which node it is")
+	}
+	namespace, name, _ := strings.Cut(r.account, "/")
+	pod := t.cluster.Snapshot().Pods[controlplane.Name{Namespace: namespace, Name: r.podName}]
+	switch {
+	case pod == nil || string(pod.UID) != r.podUID:
+		return "", fmt.Errorf("the token's pod %s/%s is not known (yet)", namespace, r.podName)
+	case account(pod.Pod) != name || pod.Spec.NodeName == "" || finished(pod.Pod):
+		return "", fmt.Errorf("the token's pod %s/%s does not run as %s on a node", namespace, r.podName, name)
+	}
+	return pod.Spec.NodeName, nil
+}
+
+// review asks the API about a token, unless it has just said that it is good.
+func (t *Tokens) review(ctx context.Context, token string) (review, error) {
+	key := sha256.Sum256([]byte(token))
+	t.mu.Lock()
+	r, ok := t.reviews[key]
+	t.mu.Unlock()
+	if ok && time.Now().Before(r.until) {
+		return r, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	answer, err := t.client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return review{}, fmt.Errorf("ask the API about the token: %w", err)
+	}
+	if !answer.Status.Authenticated || !slices.Contains(answer.Status.Audiences, TokenAudience) {
+		return review{}, fmt.Errorf("the token is not valid for audience %s: %s", TokenAudience, answer.Status.Error)
+	}
+	if r, err = reviewOf(answer.Status.User); err != nil {
+		return review{}, err
+	}
+	t.keep(key, r)
+	return r, nil
+}
+
+func reviewOf(user authenticationv1.UserInfo) (review, error) {
+	parts := strings.Split(user.Username, ":") // system:serviceaccount:NAMESPACE:NAME
+	if len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" {
+		return review{}, fmt.Errorf("%q is no service account", user.Username)
+	}
+	return review{
+		until: time.Now().Add(reviewLasts), account: parts[2] + "/" + parts[3],
+		podName: first(user.Extra[extraPodName]), podUID: first(user.Extra[extraPodUID]),
+	}, nil
+}
+
+func first(values authenticationv1.ExtraValue) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}
+
+// keep forgets all when there is too much: whoever is still there is asked about again.
+func (t *Tokens) keep(key [sha256.Size]byte, r review) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.reviews) >= maxReviews {
+		clear(t.reviews)
+	}
+	t.reviews[key] = r
+}
