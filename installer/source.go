@@ -102,10 +102,17 @@ func (a *agent) openAPI(ctx context.Context) error {
 	}
 	s := &apiSource{client: client, node: node, agent: a}
 	s.reporter = kube.NewReporter(kube.ReporterConfig{
-		Client: client, Node: node, Logger: a.log, States: func() []enroll.State { return a.enroller.States() },
+		Client: client, Node: node, Logger: a.log, States: a.states,
 	})
 	a.catalog, a.api = node, s
 	return node.Start(ctx)
+}
+
+func (a *agent) states() (all []kube.State) {
+	for _, s := range a.enroller.States() {
+		all = append(all, kube.State(s))
+	}
+	return all
 }
 
 // wire has the enroller ask the API about pods, and tell it.

@@ -11,8 +11,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
-
-	"github.com/sluice-mesh/sluice/installer/enroll"
 )
 
 // unseenGrace is how old a pod has to be before it counts as one whose start the agent missed.
@@ -34,7 +32,7 @@ const (
 type notice struct{ kind, reason, message string }
 
 // noticeFor is what a user should know of a pod, judging by what is so at this moment.
-func noticeFor(pod *corev1.Pod, state enroll.State, known, wanted bool, reason string) notice {
+func noticeFor(pod *corev1.Pod, state State, known, wanted bool, reason string) notice {
 	finished := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 	switch {
 	case finished || pod.DeletionTimestamp != nil:

@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/sluice-mesh/sluice/installer/controlplane"
-	"github.com/sluice-mesh/sluice/installer/enroll"
 	"github.com/sluice-mesh/sluice/internal/lab/kube"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
@@ -204,16 +203,16 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 // fakeStates stand for an enroller.
 type fakeStates struct {
 	mu  sync.Mutex
-	all []enroll.State
+	all []State
 }
 
-func (f *fakeStates) set(all ...enroll.State) {
+func (f *fakeStates) set(all ...State) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.all = all
 }
 
-func (f *fakeStates) get() []enroll.State {
+func (f *fakeStates) get() []State {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.all)
@@ -231,11 +230,11 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 	go func() { defer close(done); _ = r.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 
-	state := enroll.State{UID: string(web.UID), Namespace: "shop", Name: "web"}
+	state := State{UID: string(web.UID), Namespace: "shop", Name: "web"}
 	pending, enabled := state, state
 	pending.Problem, enabled.Served = "no ztunnel answers", true
 	for _, step := range []struct {
-		state enroll.State
+		state State
 		want  string
 	}{{pending, "pending"}, {enabled, "enabled"}, {state, ""}, {enabled, "enabled"}} {
 		states.set(step.state)

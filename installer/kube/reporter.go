@@ -15,8 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-
-	"github.com/sluice-mesh/sluice/installer/enroll"
 )
 
 // annotationRedirection says on a pod whether peers may send it HBONE: ambient section 3.3.
@@ -26,12 +24,21 @@ const (
 	redirectionPending    = "pending"
 )
 
+// State is what there is to tell of a pod: the enroller's.
+type State struct {
+	UID, Namespace, Name string
+	// Served is set once peers may send it HBONE.
+	Served bool
+	// Problem is why the pod is not as it should be; empty when it is.
+	Problem string
+}
+
 // ReporterConfig says what to tell, and of whom. All fields but Logger must be set.
 type ReporterConfig struct {
 	Client kubernetes.Interface
 	Node   *Node
 	// States are what the enroller has come to.
-	States func() []enroll.State
+	States func() []State
 	// Resync is the time between two comparisons when nothing happens; 0 means 30 s.
 	Resync time.Duration
 	Logger *slog.Logger
@@ -110,7 +117,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 
 // report makes one pass over the pods of this node.
 func (r *Reporter) report(ctx context.Context) error {
-	states := map[types.UID]enroll.State{}
+	states := map[types.UID]State{}
 	for _, s := range r.cfg.States() {
 		states[types.UID(s.UID)] = s
 	}
@@ -130,7 +137,7 @@ func (r *Reporter) report(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func stateOf(states map[types.UID]enroll.State, pod *corev1.Pod) (enroll.State, bool) {
+func stateOf(states map[types.UID]State, pod *corev1.Pod) (State, bool) {
 	if s, ok := states[pod.UID]; ok {
 		return s, true
 	}
@@ -139,7 +146,7 @@ func stateOf(states map[types.UID]enroll.State, pod *corev1.Pod) (enroll.State, 
 }
 
 // annotationFor is what the annotation should be; empty for none.
-func annotationFor(s enroll.State, wanted bool) string {
+func annotationFor(s State, wanted bool) string {
 	switch {
 	case s.Served:
 		return redirectionEnabled
