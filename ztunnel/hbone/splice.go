@@ -24,15 +24,14 @@ import (
 // sent counts bytes from tcp into s, received those from s into tcp, as they go; nil means not counted. The result is the
 // first error, nil if both directions ended cleanly.
 func Splice(tcp *net.TCPConn, s *Stream, sent, received *atomic.Uint64) error {
-	p := &splice{tcp: tcp, s: s}
+	p := &splice{tcp: tcp, s: s, received: orNew(received), upDone: make(chan struct{}), downErr: make(chan error, 1)}
+	p.to = newSink(tcp)
 	s.onDeath(p.interrupt)
-	up := make(chan error, 1)
-	go func() { up <- p.up(orNew(sent)) }()
-	first := p.down(orNew(received))
-	if p.refused {
-		p.awaitAnswer(up)
-	}
-	if err := <-up; first == nil {
+	s.passOn(p.to, p.received, p.down)
+	err := p.up(orNew(sent))
+	close(p.upDone)
+	first := <-p.downErr
+	if first == nil {
 		first = err
 	}
 	if s.gone() {
@@ -54,10 +53,13 @@ func orNew(n *atomic.Uint64) *atomic.Uint64 {
 }
 
 type splice struct {
-	tcp     *net.TCPConn
-	s       *Stream
-	finSent atomic.Bool
-	refused bool // tcp takes no more data; belongs to down and to Splice after it
+	tcp      *net.TCPConn
+	to       *sink // tcp
+	s        *Stream
+	received *atomic.Uint64
+	finSent  atomic.Bool
+	upDone   chan struct{} // closed when up has returned
+	downErr  chan error    // what down ended with
 }
 
 // longAgo is a deadline that interrupts.
@@ -108,14 +110,20 @@ func (p *splice) ended() error {
 	return io.EOF
 }
 
-// down copies the stream to tcp.
-func (p *splice) down(received *atomic.Uint64) error {
+// down copies what the stream has to tcp. It returns when there is no more, and is called again when there is; at the end
+// of the stream it says so.
+func (p *splice) down() {
 	s := p.s
-	to := newSink(p.tcp)
-	s.passOn(to, received)
 	for {
-		n, err := s.writeBlock(to)
-		received.Add(uint64(n))
+		b, err := s.nextBlock()
+		if b == nil && err == nil {
+			return
+		}
+		if b != nil {
+			var n int
+			n, err = s.pass(b, p.to)
+			p.received.Add(uint64(n))
+		}
 		switch {
 		case err == nil:
 			if broken, dropped := s.fate(); broken && !dropped {
@@ -125,24 +133,25 @@ func (p *splice) down(received *atomic.Uint64) error {
 		case err == io.EOF:
 			p.finSent.Store(true)
 			_ = p.tcp.CloseWrite()
-			return nil
+			err = nil
 		case s.lost():
-			return s.readErr() // not the deadline that interrupted the write
+			err = s.readErr() // not the deadline that interrupted the write
+		default:
+			p.awaitAnswer()
 		}
-		p.refused = true
-		return err
+		p.downErr <- err
+		return
 	}
 }
 
 // awaitAnswer resets the stream of an application that took no more data. It may have said why before it closed, so up
 // goes first, which ends soon.
-func (p *splice) awaitAnswer(up chan error) {
+func (p *splice) awaitAnswer() {
 	if !tcpClosed(p.tcp) {
 		_ = p.tcp.SetReadDeadline(longAgo)
 	}
 	select {
-	case err := <-up:
-		up <- err
+	case <-p.upDone:
 	case <-time.After(breakGrace): // up waits for the peer's window
 	}
 	p.s.Reset(CodeConnect)

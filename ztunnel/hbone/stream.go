@@ -174,7 +174,7 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	interrupt := s.interrupt
 	waits := s.head != nil && s.responded
 	s.wakeResponse()
-	s.rcond.Broadcast()
+	s.wakeReaderLocked()
 	s.wcond.Broadcast()
 	s.rdl.stop()
 	s.wdl.stop()
@@ -262,7 +262,7 @@ func (s *Stream) endRemote() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.remoteEnd = true
-	s.rcond.Broadcast()
+	s.wakeReaderLocked()
 	return s.endQueued
 }
 

@@ -29,7 +29,7 @@ func (s *Stream) deliver(b *block) {
 		s.mu.Lock()
 		s.direct.writing, s.direct.err = false, err
 		if err != nil || b.len() == 0 || !s.alive() {
-			s.rcond.Signal() // what waited for this write, or takes the error
+			s.wakeReaderLocked() // what waited for this write, or takes the error
 			s.mu.Unlock()
 			b.free()
 			s.consumed(n)
@@ -57,7 +57,7 @@ func (s *Stream) deliver(b *block) {
 		s.tail.next = b
 	}
 	s.tail = b
-	s.rcond.Signal()
+	s.wakeReaderLocked()
 	s.mu.Unlock()
 }
 
@@ -71,24 +71,30 @@ func (s *Stream) behind() bool {
 // waitData returns with mu held: there is data, or the error says what there is instead.
 func (s *Stream) waitData() error {
 	s.mu.Lock()
-	for s.head == nil || s.direct.writing {
-		switch {
-		case s.direct.writing:
-			s.rcond.Wait()
-			continue
-		case s.direct.err != nil:
-			return s.direct.err
-		case s.rerr != nil:
-			return s.rerr
-		case s.remoteEnd:
-			return io.EOF
-		case s.rdl.passed():
+	for s.head == nil {
+		if err := s.endLocked(); err != nil {
+			return err
+		}
+		if s.rdl.passed() {
 			return errDeadline
 		}
 		s.rcond.Wait()
 	}
 	if s.rdl.passed() {
 		return errDeadline
+	}
+	return nil
+}
+
+// endLocked says why no more data follows what is queued, nil if more may.
+func (s *Stream) endLocked() error {
+	switch {
+	case s.direct.err != nil:
+		return s.direct.err
+	case s.rerr != nil:
+		return s.rerr
+	case s.remoteEnd:
+		return io.EOF
 	}
 	return nil
 }
@@ -147,20 +153,20 @@ func (s *Stream) WriteTo(w io.Writer) (int64, error) {
 
 // writeBlock writes the next block to w; io.EOF means that the stream has ended.
 func (s *Stream) writeBlock(w io.Writer) (int, error) {
-	err := s.waitData()
-	if err != nil {
+	if err := s.waitData(); err != nil {
 		s.mu.Unlock()
 		return 0, err
 	}
 	b := s.popLocked()
-	s.direct.copying = true
 	s.mu.Unlock()
+	return s.pass(b, w)
+}
+
+// pass writes b, which it frees, to w.
+func (s *Stream) pass(b *block, w io.Writer) (int, error) {
 	size := b.len()
 	n, err := w.Write(b.data())
 	b.free()
-	s.mu.Lock()
-	s.direct.copying = false
-	s.mu.Unlock()
 	s.consumed(size)
 	if err == nil && n < size {
 		err = io.ErrShortWrite
