@@ -128,28 +128,33 @@ func TestServerEndsConnectionOn(t *testing.T) {
 		}, CodeEnhanceYourCalm},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			e := newEnv(t, echo)
-			p := dialRaw(t, e)
-			reader := &rawPeer{Framer: p.Framer, tb: t, conn: p.conn}
-			p.tb = quiet{t}
-			wrote := make(chan struct{})
-			go func() {
-				defer close(wrote)
-				defer func() {
-					if r := recover(); r != nil && r != errQuiet {
-						panic(r)
-					}
-				}()
-				tt.do(p)
-			}()
-			reader.wantGoAway(tt.want)
-			<-wrote
-			if err := e.srv.waitServeErr(t); !strings.Contains(err.Error(), tt.want.String()) {
-				t.Errorf("ServeConn: got %v, want %s", err, tt.want)
-			}
-		})
+		t.Run(tt.name, func(t *testing.T) { wantEnd(t, newEnv(t, echo), tt.do, tt.want) })
 	}
+}
+
+// wantEnd has a peer do what ends its connection with the code want, and checks that nothing is left of it.
+func wantEnd(t *testing.T, e *env, do func(p *rawPeer), want ErrCode) {
+	t.Helper()
+	before := atRest(t, e)
+	p := dialRaw(t, e)
+	reader := &rawPeer{Framer: p.Framer, tb: t, conn: p.conn}
+	p.tb = quiet{t}
+	wrote := make(chan struct{})
+	go func() {
+		defer close(wrote)
+		defer func() {
+			if r := recover(); r != nil && r != errQuiet {
+				panic(r)
+			}
+		}()
+		do(p)
+	}()
+	reader.wantGoAway(want)
+	<-wrote
+	if err := e.srv.waitServeErr(t); !strings.Contains(err.Error(), want.String()) {
+		t.Errorf("ServeConn: got %v, want %s", err, want)
+	}
+	before.again(t, e.srv.Stats)
 }
 
 // quiet is a TB for a writer whose connection the server may close at any time.
