@@ -2,37 +2,37 @@
 
 package hbone
 
-import "crypto/tls"
+import (
+	"crypto/tls"
+	"maps"
+	"slices"
+)
 
-// Cut ends at once, without another word, the connections for which reason returns an error. Their streams end with that
-// error. A handshake that is under way is not asked for: whoever opens streams asks again.
+// Cut ends at once, without another word, the connections for which reason returns an error, each as soon as it does. Their
+// streams end with that error. A handshake that is under way is not asked for: whoever opens streams asks again.
 func (p *Pool) Cut(reason func(tls.ConnectionState) error) {
 	p.mu.Lock()
-	all := make(map[*pooled]error)
-	for pc := range p.all {
-		if err := reason(pc.c.state); err != nil {
-			p.removeLocked(pc)
-			all[pc] = err
-		}
-	}
+	all := slices.Collect(maps.Keys(p.all))
 	p.mu.Unlock()
-	for pc, err := range all {
-		pc.c.kill(err)
+	for _, pc := range all {
+		if err := reason(pc.c.state); err != nil {
+			p.mu.Lock()
+			p.removeLocked(pc)
+			p.mu.Unlock()
+			pc.c.kill(err)
+		}
 	}
 }
 
-// Cut ends at once, without another word, the connections for which reason returns an error. Their streams end with that
-// error. A handshake that is under way is not asked for: the Handler asks again.
+// Cut ends at once, without another word, the connections for which reason returns an error, each as soon as it does. Their
+// streams end with that error. A handshake that is under way is not asked for: the Handler asks again.
 func (s *Server) Cut(reason func(tls.ConnectionState) error) {
 	s.mu.Lock()
-	all := make(map[*conn]error)
-	for c := range s.conns {
-		if err := reason(c.state); err != nil {
-			all[c] = err
-		}
-	}
+	all := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
-	for c, err := range all {
-		c.kill(err)
+	for _, c := range all {
+		if err := reason(c.state); err != nil {
+			c.kill(err)
+		}
 	}
 }

@@ -21,8 +21,8 @@ const maxCRLBytes = 128 << 20
 // CRL is a file of certificate revocation lists, PEM, which is followed as it changes. Safe for concurrent use; nil is a
 // CRL that revokes nothing.
 //
-// A list counts for certificates of the issuer that signed it. Issuers are those of the peer's own chain, and the roots and
-// intermediates that came with our certificates. What no list speaks of passes, and so does everything of an issuer
+// A list counts for certificates of the issuer that signed it. Issuers are the roots and intermediates that came with our
+// certificates, and those of the peer's chain that lead to one of them. What no list speaks of passes, and so does everything of an issuer
 // without a list: ambient section 4.1. A list that is past its next update still counts.
 type CRL struct {
 	path string
@@ -69,17 +69,19 @@ func (c *CRL) Reload() error {
 	}
 	c.mu.Lock()
 	c.text, c.lists = text, lists
-	watchers := slices.Collect(maps.Values(c.watchers))
-	c.logStrangersLocked()
+	watchers, issuers := slices.Collect(maps.Values(c.watchers)), c.issuers
 	c.mu.Unlock()
+	c.logStrangers(lists, issuers)
 	revoked := 0
 	for _, list := range lists {
 		revoked += len(list.when)
 	}
 	c.log.Info("CRL file is read", "path", c.path, "lists", len(lists), "revoked", revoked)
+	var all sync.WaitGroup
 	for _, changed := range watchers {
-		changed()
+		all.Go(changed)
 	}
+	all.Wait()
 	return nil
 }
 
@@ -94,8 +96,8 @@ func readLimited(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// OnChange has changed called after each change of the lists, from the goroutine that read them, until stop. A call that
-// is under way may outlast stop.
+// OnChange has changed called after each change of the lists until stop, in a goroutine of its own, so that none waits for
+// another. The lists are not read again before all have returned. A call that is under way may outlast stop.
 func (c *CRL) OnChange(changed func()) (stop func()) {
 	if c == nil {
 		return func() {}
@@ -120,13 +122,11 @@ func (c *CRL) Check(chain []*x509.Certificate) error {
 	c.mu.Lock()
 	lists, issuers := c.lists, c.issuers
 	c.mu.Unlock()
+	all := sync.OnceValue(func() []*x509.Certificate { return issuersOf(chain, issuers) })
 	for i, cert := range chain {
 		for _, list := range lists {
-			since, revoked := list.revokes(cert, chain[1:])
-			if !revoked {
-				since, revoked = list.revokes(cert, issuers)
-			}
-			if revoked {
+			// Who is on no list costs a look into a map, and no signature is verified.
+			if since, listed := list.names(cert); listed && list.revokes(cert, all()) {
 				return &RevokedError{Peer: uris(chain[0]), Intermediate: i > 0, Serial: cert.SerialNumber, Since: since}
 			}
 		}
@@ -139,27 +139,32 @@ func (c *CRL) learn(certs []*x509.Certificate) {
 	if c == nil {
 		return
 	}
+	if lists, issuers, more := c.add(certs); more {
+		c.logStrangers(lists, issuers)
+	}
+}
+
+func (c *CRL) add(certs []*x509.Certificate) (lists []*revocations, issuers []*x509.Certificate, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known := c.issuers
+	known := len(c.issuers)
 	for _, cert := range certs {
 		if !slices.ContainsFunc(c.issuers, cert.Equal) {
 			// A new slice: Check reads the old one without the lock.
 			c.issuers = append(slices.Clip(c.issuers), cert)
 		}
 	}
-	if len(c.issuers) > len(known) {
-		c.logStrangersLocked()
-	}
+	return c.lists, c.issuers, len(c.issuers) > known
 }
 
-// logStrangersLocked warns of lists that are of no issuer known so far. They count if a peer's chain brings the issuer.
-func (c *CRL) logStrangersLocked() {
-	if len(c.issuers) == 0 {
+// logStrangers warns of lists that are of no issuer known so far. They count if a peer's chain brings the issuer. It hashes
+// the lists, so it is for those who hold no lock.
+func (c *CRL) logStrangers(lists []*revocations, issuers []*x509.Certificate) {
+	if len(issuers) == 0 {
 		return // too early to tell
 	}
-	for _, list := range c.lists {
-		if !slices.ContainsFunc(c.issuers, list.by) {
+	for _, list := range lists {
+		if !slices.ContainsFunc(issuers, list.by) {
 			c.log.Warn("CRL is of an issuer that is not known, or not signed by it: ignored",
 				"path", c.path, "issuer", list.list.Issuer.String())
 		}

@@ -52,6 +52,13 @@ func (e *UnexpectedError) Error() string {
 	return fmt.Sprintf("unexpected identity: got %s, want %s", list(e.Got), list(e.Want))
 }
 
+// ChainLengthError means that the peer sent more certificates than are looked at.
+type ChainLengthError struct{ Got int }
+
+func (e *ChainLengthError) Error() string {
+	return fmt.Sprintf("peer presented %d certificates, at most %d are taken", e.Got, maxChain)
+}
+
 // SuiteError means that the peer chose a cipher suite that the mesh does not use.
 type SuiteError struct{ Suite uint16 }
 

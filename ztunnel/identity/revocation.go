@@ -13,10 +13,11 @@ import (
 	"time"
 )
 
-// revocations is one issuer's list of certificates that are no longer good. Immutable.
+// revocations is one issuer's list of certificates that are no longer good. Safe for concurrent use.
 type revocations struct {
-	list *x509.RevocationList
-	when map[string]time.Time // of revocation, by serial number
+	list    *x509.RevocationList
+	when    map[string]time.Time // of revocation, by serial number
+	signers signers
 }
 
 // crlType is the PEM label of a list. RFC 7468, section 6.
@@ -70,6 +71,7 @@ func newRevocations(der []byte) (*revocations, error) {
 		}
 	}
 	r := &revocations{list: list, when: make(map[string]time.Time, len(list.RevokedCertificateEntries))}
+	r.signers.verify = func(issuer *x509.Certificate) bool { return list.CheckSignatureFrom(issuer) == nil }
 	for _, entry := range list.RevokedCertificateEntries {
 		// Critical means certificateIssuer, of indirect lists: the entry is about another issuer's certificate.
 		for _, e := range entry.Extensions {
@@ -84,20 +86,24 @@ func newRevocations(der []byte) (*revocations, error) {
 	return r, nil
 }
 
-// revokes tells whether cert is on the list and both are of one of issuers, and since when.
-//
-// Signatures are verified only for what is on the list: who is not on it costs a look into a map.
-func (r *revocations) revokes(cert *x509.Certificate, issuers []*x509.Certificate) (time.Time, bool) {
+// names tells whether cert is on the list, and since when, if the list is of its issuer: whose name it has is all that was
+// compared.
+func (r *revocations) names(cert *x509.Certificate) (time.Time, bool) {
 	if !bytes.Equal(r.list.RawIssuer, cert.RawIssuer) {
 		return time.Time{}, false
 	}
 	since, listed := r.when[string(cert.SerialNumber.Bytes())]
-	return since, listed && slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool {
-		return r.by(issuer) && cert.CheckSignatureFrom(issuer) == nil
+	return since, listed
+}
+
+// revokes tells whether cert, which is on the list, and the list itself are of one of issuers.
+func (r *revocations) revokes(cert *x509.Certificate, issuers []*x509.Certificate) bool {
+	return slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool {
+		return issuedBy(cert, issuer) && r.by(issuer)
 	})
 }
 
 // by tells whether issuer made the list.
 func (r *revocations) by(issuer *x509.Certificate) bool {
-	return bytes.Equal(r.list.RawIssuer, issuer.RawSubject) && r.list.CheckSignatureFrom(issuer) == nil
+	return bytes.Equal(r.list.RawIssuer, issuer.RawSubject) && r.signers.has(issuer)
 }

@@ -19,8 +19,8 @@ const clientWait = 10 * time.Second
 //
 // Certificate and roots are looked up in m for each handshake, so one configuration serves for the life of the pod.
 // Which certificate to show is decided by whose listener accepted, never by SNI. A refused handshake fails with
-// [ErrNoCertificate], [ErrNotH2], [*SuiteError], [*TrustDomainError], [*ExpiredError], [*UntrustedError] or
-// [*RevokedError] in its chain; with [*UnavailableError] if there is no certificate of our own.
+// [ErrNoCertificate], [ErrNotH2], [*SuiteError], [*TrustDomainError], [*ExpiredError], [*UntrustedError], [*ChainLengthError]
+// or [*RevokedError] in its chain; with [*UnavailableError] if there is no certificate of our own.
 func ServerTLS(m *Manager, id Identity) *tls.Config {
 	cfg := m.cfg.TLS.base()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -52,8 +52,8 @@ func (m *Manager) serverConfig(b *Bundle) *tls.Config {
 // ClientTLS returns the configuration to dial a peer as id. The peer must be any of expected, which are SPIFFE URIs.
 //
 // Certificate and roots are looked up in m for each handshake. A refused server fails the handshake with
-// [*UnexpectedError], [*ExpiredError], [*UntrustedError], [*RevokedError], [*SuiteError] or [ErrNotH2] in the error's
-// chain; with [*UnavailableError] if there is no certificate of our own.
+// [*UnexpectedError], [*ExpiredError], [*UntrustedError], [*RevokedError], [*ChainLengthError], [*SuiteError] or [ErrNotH2] in
+// the error's chain; with [*UnavailableError] if there is no certificate of our own.
 func ClientTLS(m *Manager, id Identity, expected []string) *tls.Config {
 	cfg := m.cfg.TLS.base()
 	// No ServerName, so no SNI and no host name check; VerifyConnection does the whole verification.

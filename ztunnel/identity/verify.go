@@ -51,9 +51,16 @@ func verifyServer(state tls.ConnectionState, roots *x509.CertPool, expected []st
 	return &UnexpectedError{Got: names, Want: expected}
 }
 
+// maxChain is how many certificates a peer may send: a leaf, and more intermediates than meshes have. Each costs work for
+// every handshake, and memory for as long as the connection lasts.
+const maxChain = 10
+
 func verifyPeer(state tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) error {
 	if len(state.PeerCertificates) == 0 {
 		return ErrNoCertificate
+	}
+	if n := len(state.PeerCertificates); n > maxChain {
+		return &ChainLengthError{Got: n}
 	}
 	if err := verifyChain(state.PeerCertificates, roots, usage, now); err != nil {
 		return err
