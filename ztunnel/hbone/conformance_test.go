@@ -138,17 +138,7 @@ func wantEnd(t *testing.T, e *env, do func(p *rawPeer), want ErrCode) {
 	before := atRest(t, e)
 	p := dialRaw(t, e)
 	reader := &rawPeer{Framer: p.Framer, tb: t, conn: p.conn}
-	p.tb = quiet{t}
-	wrote := make(chan struct{})
-	go func() {
-		defer close(wrote)
-		defer func() {
-			if r := recover(); r != nil && r != errQuiet {
-				panic(r)
-			}
-		}()
-		do(p)
-	}()
+	wrote := quietly(t, p, func() { do(p) })
 	reader.wantGoAway(want)
 	<-wrote
 	if err := e.srv.waitServeErr(t); !strings.Contains(err.Error(), want.String()) {

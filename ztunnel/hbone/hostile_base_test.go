@@ -4,10 +4,13 @@ package hbone
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"testing"
 	"time"
+
+	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
 // restMargin is what memory may differ by at rest: pools, stacks of goroutines that have ended, the test's own.
@@ -43,10 +46,14 @@ func measure() rest { return rest{inUse(), len(ourGoroutines())} }
 // and streams. The attacker's own connections must be closed.
 func (r rest) again(tb testing.TB, stats func() Stats) {
 	tb.Helper()
-	eventually(tb, func() bool { return stats().Streams == 0 && stats().Conns == 0 })
-	eventually(tb, func() bool { return len(ourGoroutines()) <= r.goroutines })
-	var now uint64
-	eventually(tb, func() bool { now = inUse(); return now <= r.memory+restMargin })
+	testutil.Eventually(tb, 20*time.Second, func() error {
+		now, open := measure(), stats()
+		if open.Streams > 0 || open.Conns > 0 || now.goroutines > r.goroutines || now.memory > r.memory+restMargin {
+			return fmt.Errorf("%d streams on %d connections, %d bytes and %d goroutines, want none, at most %d and %d",
+				open.Streams, open.Conns, now.memory, now.goroutines, r.memory+restMargin, r.goroutines)
+		}
+		return nil
+	})
 }
 
 // holds fails the test if much more memory is in use than when r was measured.
@@ -90,4 +97,20 @@ func silenceable(ctx context.Context, r *ServerStream) {
 		return
 	}
 	stallable(ctx, r)
+}
+
+// quietly has the peer do what may end its connection at any time. The channel is closed when it has stopped.
+func quietly(t *testing.T, p *rawPeer, do func()) chan struct{} {
+	p.tb = quiet{t}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		defer func() {
+			if r := recover(); r != nil && r != errQuiet {
+				panic(r)
+			}
+		}()
+		do()
+	}()
+	return stopped
 }
