@@ -12,7 +12,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/url"
+	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,8 +33,10 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-mesh/sluice/installer/kube"
 	labkube "github.com/sluice-mesh/sluice/internal/lab/kube"
@@ -40,14 +44,30 @@ import (
 	"github.com/sluice-mesh/sluice/internal/workloadapi"
 )
 
-// controlplaneRules are all the rights that the control plane is given: what docs/INSTALL.md lists.
-var controlplaneRules = []rbacv1.PolicyRule{
-	{APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "services", "nodes"}, Verbs: []string{"get", "list", "watch"}},
-	{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"get", "list", "watch"}},
-	{APIGroups: []string{"security.istio.io"}, Resources: []string{"peerauthentications", "authorizationpolicies"}, Verbs: []string{"get", "list", "watch"}},
-	{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-	{APIGroups: []string{""}, Resources: []string{"secrets", "configmaps"}, Verbs: []string{"get", "create", "update"}},
-	{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"get", "create", "update"}},
+// controlplaneUser is the service account that the manifests give the control plane.
+const controlplaneUser = "system:serviceaccount:sluice-system:sluice-controlplane"
+
+// applyRights applies the manifest of all the rights that the control plane is given.
+func (m *mesh) applyRights() {
+	m.Helper()
+	data, err := os.ReadFile("../manifests/overlays/api/controlplane-rbac.yaml")
+	if err != nil {
+		m.Fatal(err)
+	}
+	kinds := map[string]schema.GroupVersionResource{
+		"ServiceAccount":     {Version: "v1", Resource: "serviceaccounts"},
+		"ClusterRole":        rbacv1.SchemeGroupVersion.WithResource("clusterroles"),
+		"ClusterRoleBinding": rbacv1.SchemeGroupVersion.WithResource("clusterrolebindings"),
+		"Role":               rbacv1.SchemeGroupVersion.WithResource("roles"),
+		"RoleBinding":        rbacv1.SchemeGroupVersion.WithResource("rolebindings"),
+	}
+	for text := range strings.SplitSeq(string(data), "\n---\n") {
+		o := &unstructured.Unstructured{}
+		if err := yaml.UnmarshalStrict([]byte(text), &o.Object); err != nil {
+			m.Fatal(err)
+		}
+		must(m.T)(m.api.Dynamic().Resource(kinds[o.GetKind()]).Namespace(o.GetNamespace()).Create(m.Context(), o, metav1.CreateOptions{FieldValidation: "Strict"}))
+	}
 }
 
 // mesh is an API server with two pods on two nodes, and a control plane that has no more rights than it needs.
@@ -66,12 +86,7 @@ func newMesh(t *testing.T) *mesh {
 	for _, name := range []string{"sluice-system", "shop"} {
 		must(t)(m.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))
 	}
-	meta := metav1.ObjectMeta{Name: "sluice-controlplane"}
-	must(t)(m.client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: meta, Rules: controlplaneRules}, metav1.CreateOptions{}))
-	must(t)(m.client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
-		ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: meta.Name},
-		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: "controlplane"}},
-	}, metav1.CreateOptions{}))
+	m.applyRights()
 	must(t)(m.client.CoreV1().ServiceAccounts("sluice-system").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "ztunnel"}}, metav1.CreateOptions{}))
 	m.ztunnel = m.pod("sluice-system", "zt", "n1", "ztunnel", "10.1.0.1")
 	m.pod("shop", "web", "n1", "web", "10.1.0.2")
@@ -112,7 +127,7 @@ func (m *mesh) start(identity string) (stop func()) {
 	m.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	args := []string{"--kubeconfig", m.api.KubeconfigFor("controlplane"), "--namespace", "sluice-system", "--identity", identity, "--listen", m.address}
+	args := []string{"--kubeconfig", m.api.KubeconfigFor(controlplaneUser, "system:serviceaccounts"), "--namespace", "sluice-system", "--identity", identity, "--listen", m.address}
 	go func() { done <- controlplaneCommand(ctx, args, m.Output(), m.Output()) }()
 	ended := false
 	stop = func() {

@@ -30,6 +30,7 @@ func renderings(t *testing.T) map[string]struct {
 		"manifests":         {kustomize(t, "."), "sluice-system"},
 		"overlays/embedded": {kustomize(t, "overlays/embedded"), "sluice-system"},
 		"overlays/istiod":   {kustomize(t, "overlays/istiod"), "istio-system"},
+		"overlays/api":      {kustomize(t, "overlays/api"), "sluice-system"},
 		"chart":             {helm(t), "sluice-system"},
 		"chart for istiod":  {helm(t, istiod...), "sluice-system"},
 		"chart with named CNI folders": {helm(t, append(folders, "--set", "podMonitor.enabled=true,agent.dnsCapture=true,"+
