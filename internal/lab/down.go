@@ -36,7 +36,7 @@ func (l *Lab) Down() error {
 	}
 	// A process that was killed may take a moment to be gone. One that somebody else started in here is not ours to end;
 	// what could tell of it stays until it is.
-	if err := Poll(2*time.Second, func() error { return processesIn(ids) }); err != nil {
+	if err := Poll(5*time.Second, func() error { return processesIn(ids) }); err != nil {
 		return errors.Join(append(errs, fmt.Errorf("%w\nend what you started yourself, then run this again", err))...)
 	}
 	for _, n := range l.Nodes {
