@@ -33,9 +33,10 @@ type Server struct {
 	// and not during Splice, which knows what is left to pass on and returns. Data that nobody reads delays it by 2 s.
 	Handler func(ctx context.Context, s *ServerStream)
 
-	// Admit, if set, is asked before each handshake. The function it returns is called once, when the handshake is over;
-	// an error is what ServeConn wraps and returns, the connection closed.
-	Admit func(raw net.Conn) (done func(), err error)
+	// Admit, if set, is asked before each handshake, and may wait. The function it returns is called once, when the
+	// handshake is over; an error is what ServeConn wraps and returns, the connection closed. Until then end ends the
+	// handshake: ServeConn returns an error that wraps [ErrTLS] and end's. Later it does nothing.
+	Admit func(raw net.Conn, end func(error)) (done func(), err error)
 	// HandshakeTimeout bounds the TLS handshake. Zero means 10 s.
 	HandshakeTimeout time.Duration
 	// PingInterval is the pause before each keepalive PING, PingTimeout the time to answer it. Zero means 10 s and 20 s,
@@ -109,7 +110,10 @@ func (s *Server) serve(ctx context.Context, c *conn) error {
 // admit does the handshake if it may begin.
 func (s *Server) admit(ctx context.Context, raw net.Conn) (*conn, error) {
 	if s.Admit != nil {
-		done, err := s.Admit(raw)
+		var end context.CancelCauseFunc
+		ctx, end = context.WithCancelCause(ctx)
+		defer end(nil)
+		done, err := s.Admit(raw, end)
 		if err != nil {
 			_ = raw.Close()
 			return nil, fmt.Errorf("handshake not begun: %w", err)

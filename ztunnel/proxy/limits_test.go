@@ -90,33 +90,6 @@ func TestDescriptorsLeaveAReserve(t *testing.T) {
 	}
 }
 
-func TestHandshakesOfOneSourceLeaveRoom(t *testing.T) {
-	var h handshakes
-	a, b := &addrConn{from: "10.0.0.1:1"}, &addrConn{from: "10.0.0.2:1"}
-	var dones []func()
-	for range maxHandshakes / 2 {
-		done, err := h.admit(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dones = append(dones, done)
-	}
-	if _, err := h.admit(a); !errors.Is(err, errLimit) {
-		t.Errorf("past half: got %v, want %v", err, errLimit)
-	}
-	done, err := h.admit(b)
-	if err != nil {
-		t.Fatalf("another source: %v", err)
-	}
-	done()
-	for _, done := range dones {
-		done()
-	}
-	if h.total != 0 || len(h.by) != 0 {
-		t.Errorf("%d handshakes of %d sources are left", h.total, len(h.by))
-	}
-}
-
 // addrConn has nothing but a peer.
 type addrConn struct {
 	net.Conn

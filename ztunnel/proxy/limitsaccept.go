@@ -16,12 +16,16 @@ type acceptor struct {
 	direction telemetry.Direction
 	costs     use
 	carry     func(context.Context, *net.TCPConn, *lease)
+	ready     func() // waits before each accept; nil does not
 }
 
 // acceptLoop accepts until the listener is closed. It outlives shortages: a process out of descriptors recovers when some
 // close.
 func (p *podProxy) acceptLoop(a acceptor) {
 	for {
+		if a.ready != nil {
+			a.ready()
+		}
 		conn, err := a.ln.AcceptTCP()
 		switch {
 		case err == nil:

@@ -47,42 +47,6 @@ func (p *podProxy) refuseForLimit(d telemetry.Direction, src, dst netip.AddrPort
 	f.end(ctx, refuse(VerdictLimit, "%w", err))
 }
 
-// maxHandshakes is how many handshakes of HBONE a pod has under way at a time. Each costs a key exchange, up to 64 KiB and,
-// if the peer says nothing more, 10 s.
-const maxHandshakes = 256
-
-// handshakes are those under way, by source. A source may have as many as are then free, by the rule of budget: stalled
-// handshakes of one do not keep others out. The zero value is ready.
-type handshakes struct {
-	mu    sync.Mutex
-	total int
-	by    map[netip.Addr]int
-}
-
-func (h *handshakes) admit(conn net.Conn) (done func(), err error) {
-	from := addrPort(conn.RemoteAddr()).Addr()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.by[from] >= maxHandshakes-h.total {
-		return nil, fmt.Errorf("%w: %d handshakes are under way, %d of them with %s", errLimit, h.total, h.by[from], from)
-	}
-	if h.by == nil {
-		h.by = map[netip.Addr]int{}
-	}
-	h.total++
-	h.by[from]++
-	return func() { h.done(from) }, nil
-}
-
-func (h *handshakes) done(from netip.Addr) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.total--
-	if h.by[from]--; h.by[from] == 0 {
-		delete(h.by, from)
-	}
-}
-
 // leasedConn is a connection of HBONE that the pod opened. It gives back its descriptor when it is closed.
 type leasedConn struct {
 	*net.TCPConn

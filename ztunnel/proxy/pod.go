@@ -53,13 +53,13 @@ func (p *podProxy) Replace(l *inpod.Listeners) {
 	old := p.listeners
 	p.listeners = l
 	for _, ln := range l.Outbound {
-		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Outbound, use{1, fdsAccepted}, p.outbound}) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Outbound, use{1, fdsAccepted}, p.outbound, nil}) })
 	}
 	for _, ln := range l.Inbound {
-		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{1, fdsAccepted}, p.plaintext}) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{1, fdsAccepted}, p.plaintext, nil}) })
 	}
 	for _, ln := range l.HBONE {
-		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{0, fdsHBONE}, p.hbone}) })
+		p.accepting.Go(func() { p.acceptLoop(acceptor{ln, telemetry.Inbound, use{0, fdsHBONE}, p.hbone, p.handshakes.ready}) })
 	}
 	if old != nil {
 		old.Close()
@@ -98,6 +98,7 @@ func (p *podProxy) stopAccepting() {
 	l := p.listeners
 	p.draining = true
 	p.mu.Unlock()
+	p.handshakes.drain()
 	if !l.Shared && p.ctx.Err() == nil {
 		// Closing the last copy resets what waits in the accept queue, so take that first.
 		for _, ln := range l.All() {
