@@ -14,6 +14,7 @@ const (
 	floodBudget = 10000
 	floodWindow = 10 * time.Second
 
+	// settingsCost is for a SETTINGS frame and for each setting in it: one may change the window of every stream.
 	settingsCost = 10
 	// resetCost is for a request that is withdrawn before it was answered, and for streams we must reset because of what
 	// the peer did: 1000 in a window are "rapid reset" (CVE-2023-44487) or its mirror.

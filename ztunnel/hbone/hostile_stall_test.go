@@ -24,8 +24,8 @@ func TestServerOutlivesStalls(t *testing.T) {
 		most  uint64                               // what the peers together may hold, the test's ends of their connections included
 		want  error                                // how ServeConn ends; nil: it does not, until it is cut
 	}{
-		{"no handshake", 50, func(tb testing.TB, e *env) net.Conn { return dialPlain(tb, e) }, 1 << 20, ErrTLS},
-		{"half a ClientHello", 50, func(tb testing.TB, e *env) net.Conn { return sayHello(tb, e, 2) }, 2 << 20, ErrTLS},
+		{"no handshake", 50, func(tb testing.TB, e *env) net.Conn { return dialPlain(tb, e) }, 4 << 20, ErrTLS},
+		{"half a ClientHello", 50, func(tb testing.TB, e *env) net.Conn { return sayHello(tb, e, 2) }, 4 << 20, ErrTLS},
 		{"half a handshake", 50, func(tb testing.TB, e *env) net.Conn { return sayHello(tb, e, 1) }, 8 << 20, ErrTLS},
 		{"no preface", 20, func(tb testing.TB, e *env) net.Conn { return dialRawQuiet(tb, e).conn }, 4 << 20, ErrPingTimeout},
 		{"half a preface", 20, func(tb testing.TB, e *env) net.Conn {
@@ -56,7 +56,7 @@ func TestServerOutlivesStalls(t *testing.T) {
 			}
 			p.wantPong() // so the server has read all of it
 			return p.conn
-		}, 1 << 20, nil},
+		}, 2 << 20, nil},
 		{"streams without data", 1, func(tb testing.TB, e *env) net.Conn {
 			p := dialRaw(tb, e)
 			openStalled(p, ourMaxStreams)

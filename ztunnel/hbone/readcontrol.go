@@ -52,7 +52,7 @@ func (r *reader) settings(h frameHeader) error {
 	case h.has(flagAck) && h.length != 0, h.length%6 != 0, h.length > 6*64:
 		return connErrorf(CodeFrameSize, "SETTINGS of %d bytes", h.length)
 	}
-	if err := r.flood.spend(settingsCost); err != nil || h.has(flagAck) {
+	if err := r.flood.spend(settingsCost * (1 + h.length/6)); err != nil || h.has(flagAck) {
 		return err
 	}
 	for range h.length / 6 {
