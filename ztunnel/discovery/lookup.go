@@ -132,7 +132,8 @@ func (s *Store) Endpoints(key ServiceKey) []Endpoint {
 }
 
 // PoliciesFor returns the policies that apply to connections to w: all global ones, those of its namespace, and those it
-// names. Names that are not known are skipped, see [Store.MissingPolicies].
+// names. Names that are not known are skipped, see [Store.MissingPolicies]. What one update takes from w without removing
+// it goes on for a moment, see [fadeTime].
 func (s *Store) PoliciesFor(w *Workload) []*Policy {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -143,7 +144,7 @@ func (s *Store) PoliciesFor(w *Workload) []*Policy {
 			list = append(list, p)
 		}
 	}
-	return list
+	return append(list, s.faded(w, list)...)
 }
 
 // Workloads returns all workloads by uid.

@@ -155,10 +155,10 @@ func TestPoliciesFor(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	s.Apply(Update{Policies: []*Policy{policy("shop", "ns", PolicyWorkload)}})
-	if got, want := keys(), "root/global shop/mine"; got != want {
-		t.Errorf("after a change of scope got %q, want %q", got, want)
+	if got, want := keys(), "root/global shop/mine shop/ns"; got != want {
+		t.Errorf("just after a change of scope got %q, want %q", got, want)
 	}
-	s.Apply(Update{RemovePolicies: []string{"root/global", "shop/mine", "no/such"}})
+	s.Apply(Update{RemovePolicies: []string{"root/global", "shop/mine", "shop/ns", "no/such"}})
 	if got := keys(); got != "" {
 		t.Errorf("after removal got %q, want none", got)
 	}

@@ -31,6 +31,8 @@ type Store struct {
 	policies    map[string]*Policy
 	global      index[struct{}, *Policy]
 	byNamespace index[string, *Policy]
+	fadings     map[string]map[string]fading // by the workload's uid, and the policy's name; mostly empty
+	fadeTimer   bool                         // endFades will be called
 
 	subscribers map[*Subscription]struct{}
 }
@@ -55,6 +57,7 @@ func NewStore() *Store {
 		policies:    map[string]*Policy{},
 		global:      newIndex[struct{}](byKey),
 		byNamespace: newIndex[string](byKey),
+		fadings:     map[string]map[string]fading{},
 		subscribers: map[*Subscription]struct{}{},
 	}
 }
@@ -115,6 +118,7 @@ func (s *Store) removeAddress(name string, c *changes) {
 	}
 	// One slash does not make a service: a uid may have one too, and removing what is unknown does nothing.
 	if w := s.workloads[name]; w != nil {
+		delete(s.fadings, name)
 		s.dropWorkload(w, c)
 	}
 }
@@ -125,6 +129,7 @@ func (s *Store) putWorkload(w *Workload, c *changes) {
 		if reflect.DeepEqual(old, w) {
 			return
 		}
+		s.fadeUnlisted(old, w)
 		s.dropWorkload(old, c)
 	}
 	c.Addresses = true
@@ -233,7 +238,10 @@ func (s *Store) putPolicy(p *Policy, c *changes) {
 		if reflect.DeepEqual(old, p) {
 			return
 		}
-		s.removePolicy(p.Key(), c)
+		s.dropPolicy(old, c)
+		if p.narrows(old) {
+			s.fade(old, byScope)
+		}
 	}
 	c.Policies = true
 	s.policies[p.Key()] = p
@@ -246,12 +254,15 @@ func (s *Store) putPolicy(p *Policy, c *changes) {
 }
 
 func (s *Store) removePolicy(key string, c *changes) {
-	p := s.policies[key]
-	if p == nil {
-		return
+	if p := s.policies[key]; p != nil {
+		s.dropFades(key)
+		s.dropPolicy(p, c)
 	}
+}
+
+func (s *Store) dropPolicy(p *Policy, c *changes) {
 	c.Policies = true
-	delete(s.policies, key)
+	delete(s.policies, p.Key())
 	s.global.remove(struct{}{}, p)
 	s.byNamespace.remove(p.Namespace, p)
 }

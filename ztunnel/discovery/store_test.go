@@ -288,7 +288,7 @@ func wantNew(t *testing.T, s *Store) {
 	for name, m := range map[string]any{
 		"workloads": s.workloads, "byAddr": s.byAddr.byKey, "byName": s.byName.byKey, "byHost": s.byHost.byKey, "members": s.members,
 		"services": s.services, "endpoints": s.endpoints, "hosts": s.hosts.byKey, "vips": s.vips.byKey,
-		"policies": s.policies, "global": s.global.byKey, "byNamespace": s.byNamespace.byKey,
+		"policies": s.policies, "global": s.global.byKey, "byNamespace": s.byNamespace.byKey, "fadings": s.fadings,
 	} {
 		if n := reflect.ValueOf(m).Len(); n != 0 {
 			t.Errorf("%s still holds %d: %v", name, n, m)
