@@ -46,6 +46,7 @@ type Config struct {
 	// ClusterDomain and PreferredNamespace are for what pods ask of DNS.
 	ClusterDomain      string
 	PreferredNamespace string
+	DNSCapture         bool // sockets for redirected queries, with a foreign agent
 
 	StatsAddress     string
 	ReadinessAddress string
@@ -97,6 +98,7 @@ type defaults struct {
 	statsAddress, adminAddress string
 	drainTimeout               time.Duration
 	workerThreads              threads
+	dnsCapture                 bool
 }
 
 // parseConfig reads flags over environment over defaults. The error of a request for help is flag.ErrHelp.
@@ -142,7 +144,7 @@ func defaultsFor(s *settings, mesh proxyConfig, environ []string) defaults {
 		xdsAddress:   "unix:///run/sluice/controlplane.sock",
 		authToken:    "./var/run/secrets/tokens/istio-token",
 		statsAddress: ":15020", adminAddress: "127.0.0.1:15000",
-		drainTimeout: drainDefault(s),
+		drainTimeout: drainDefault(s), dnsCapture: true,
 	}
 	if err := mesh.apply(&d); err != nil {
 		s.errs = append(s.errs, err)

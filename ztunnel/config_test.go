@@ -37,7 +37,7 @@ func TestEverySettingOfTheReferenceIsTaken(t *testing.T) {
 		"KEEPALIVE_RETRIES", "3", "USER_TIMEOUT_ENABLED", "true", "AUTHZ_POLICY_INFO_LOGGING", "true", "IPV6_ENABLED", "false",
 		"ENABLE_ORIG_SRC", "false", "INPOD_PORT_REUSE", "false", "PACKET_MARK", "0x10", "LOCAL_XDS", "{}",
 		"MAX_CONNECTIONS_PER_POD", "5", "MAX_CONNECTIONS", "50", "ALT_XDS_HOSTNAME", "x", "ALT_CA_HOSTNAME", "y",
-		"SERVICE_ACCOUNT", "sa", "ZTUNNEL_WORKER_THREADS", "50%", "CA_ADDRESS", "ca:1",
+		"SERVICE_ACCOUNT", "sa", "ISTIO_META_DNS_CAPTURE", "false", "ZTUNNEL_WORKER_THREADS", "50%", "CA_ADDRESS", "ca:1",
 		"ENABLE_PROXY", "true", "PROXY_MODE", "shared", "XDS_ON_DEMAND", "false", "FAKE_CA", "false", "UNSTABLE_ENABLE_SOCKS5", "false")
 	c, err := parseConfig(nil, env, []string{"XDS_HEADER_A_b=1", "CA_HEADER_X=2", "XDS_ADDRESS=", "AUTH_TOKEN="}, t.Output())
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // (ambient section 10); docs/CONFIGURATION.md has the table.
 func (c *Config) declare(s *settings, d defaults) {
 	c.declareServers(s, d)
-	c.declareNames(s)
+	c.declareNames(s, d)
 	c.declarePages(s, d)
 	c.declareSockets(s)
 	c.declareTunnel(s)
@@ -36,7 +36,7 @@ func (c *Config) declareServers(s *settings, d defaults) {
 	s.text(&c.LocalXDS, "local-xds", "", "the same as text", "LOCAL_XDS")
 }
 
-func (c *Config) declareNames(s *settings) {
+func (c *Config) declareNames(s *settings, d defaults) {
 	s.text(&c.NodeName, "node-name", "", "name of this node", "NODE_NAME")
 	s.text(&c.PodName, "pod-name", "", "name of this process's pod; empty means the node name", "POD_NAME")
 	s.text(&c.Namespace, "pod-namespace", "istio-system", "namespace of this process's pod", "POD_NAMESPACE")
@@ -47,6 +47,7 @@ func (c *Config) declareNames(s *settings) {
 	s.text(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of workloads whose record names none", "TRUST_DOMAIN")
 	s.text(&c.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services, for the queries of pods whose DNS is captured", "CLUSTER_DOMAIN")
 	s.text(&c.PreferredNamespace, "preferred-service-namespace", "", "namespace whose services answer to host names that several have, if the asking pod's own has none", "PREFERED_SERVICE_NAMESPACE")
+	s.switched(&c.DNSCapture, "dns-capture", d.dnsCapture, "answer the queries that a foreign agent's rules redirect; our agent captures them per pod", "ISTIO_META_DNS_CAPTURE")
 }
 
 func (c *Config) declarePages(s *settings, d defaults) {

@@ -67,6 +67,9 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 // makeManager makes the proxy and the table of pods it serves. node is nil with a foreign agent.
 func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 	prepare, listen := inpod.MarkWith(z.config.PacketMark), inpod.ListenInPod
+	if z.config.DNSCapture {
+		listen = inpod.ListenInPodForDNS
+	}
 	if node != nil {
 		prepare = func(fd int) error { return node.TagSocket(fd, bpf.TagProxy) }
 		listen = inpod.AskAgent(nodeapi.Client{Socket: z.config.AgentSocket}, prepare)
@@ -92,7 +95,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 	defer z.mu.Unlock()
 	z.proxy = carrier
 	z.pods = &inpod.Manager{
-		Sockets: sockets, Listen: listen, Start: z.startPod(carrier),
+		Sockets: sockets, Listen: listen, Start: z.startPod(carrier, node == nil),
 		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
 	}
 }

@@ -63,6 +63,12 @@ func (c proxyConfig) apply(d *defaults) error {
 	if c.StatsPort != nil {
 		d.statsAddress = net.JoinHostPort("", strconv.Itoa(int(*c.StatsPort)))
 	}
+	if text := c.ProxyMetadata["ISTIO_META_DNS_CAPTURE"]; text != "" {
+		var err error
+		if d.dnsCapture, err = strconv.ParseBool(text); err != nil {
+			return fmt.Errorf("proxy configuration: proxyMetadata: ISTIO_META_DNS_CAPTURE: %w", err)
+		}
+	}
 	if c.Concurrency != nil {
 		var err error
 		if d.workerThreads, err = parseThreads(strconv.Itoa(*c.Concurrency)); err != nil {

@@ -11,11 +11,21 @@ import (
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
 
+// resolvConf is where the name servers are for queries that a foreign agent's rules redirect.
+const resolvConf = "/etc/resolv.conf"
+
 // startPod returns what serves a pod: its connections, and its queries where they are captured.
-func (z *ztunnel) startPod(carrier *proxy.Proxy) inpod.StartFunc {
+func (z *ztunnel) startPod(carrier *proxy.Proxy, foreignAgent bool) inpod.StartFunc {
 	config := dns.Config{
 		Resolver: &dns.Resolver{Store: z.store, Domain: z.config.ClusterDomain, PreferredNamespace: z.config.PreferredNamespace},
 		Metrics:  z.metrics, Log: telemetry.Scope(z.log, "dns"),
+	}
+	if foreignAgent && z.config.DNSCapture {
+		servers, err := dns.ReadServers(resolvConf)
+		if err != nil {
+			config.Log.Warn("names outside the mesh will not be resolved for pods whose queries are redirected", "error", err)
+		}
+		config.Redirected = &dns.Redirected{Servers: servers}
 	}
 	return func(p *inpod.Pod, l *inpod.Listeners) inpod.Proxy {
 		carried := carrier.Serve(p, l)

@@ -70,8 +70,16 @@ func (s *Server) local(q *query, known answer) []byte {
 	return reply
 }
 
-// forward asks the very server that the pod asked, in the same words, and returns what it says.
+// forward asks the very server that the pod asked, if that is known, in the same words, and returns what it says.
 func (s *Server) forward(ctx context.Context, q *query) ([]byte, error) {
+	if s.Redirected != nil {
+		return s.forwardRedirected(ctx, q)
+	}
+	return s.ask(ctx, q)
+}
+
+// ask asks the server at q.to.
+func (s *Server) ask(ctx context.Context, q *query) ([]byte, error) {
 	if q.protocol == "tcp" {
 		return s.askTCP(ctx, q)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -45,11 +46,13 @@ type Client interface {
 	Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error)
 }
 
-// Config is what all pods' servers share. All fields must be set.
+// Config is what all pods' servers share. All fields must be set but Redirected, which is nil for queries that come with
+// where they were to go.
 type Config struct {
-	Resolver *Resolver
-	Metrics  *telemetry.Metrics
-	Log      *slog.Logger
+	Resolver   *Resolver
+	Metrics    *telemetry.Metrics
+	Log        *slog.Logger
+	Redirected *Redirected
 }
 
 // Server answers the queries of one pod.
@@ -104,7 +107,7 @@ func (s *Server) Stop() {
 
 // again reports whether a loop is to go on after an error, which it does after a pause.
 func (s *Server) again(what string, err error) bool {
-	if errors.Is(err, net.ErrClosed) || s.ctx.Err() != nil {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || s.ctx.Err() != nil {
 		return false
 	}
 	s.Log.Error("cannot take queries", "socket", what, "error", err)
@@ -126,7 +129,7 @@ func (s *Server) readLoop(c *net.UDPConn) {
 			}
 			return
 		}
-		to, err := inpod.Destination(control[:cn])
+		to, err := s.destination(c, control[:cn])
 		if err != nil {
 			s.Metrics.DNSRefused("malformed")
 			continue
@@ -140,18 +143,26 @@ func (s *Server) readLoop(c *net.UDPConn) {
 		case s.queries <- struct{}{}:
 			s.serving.Go(func() {
 				defer func() { <-s.queries }()
-				s.say(q, s.answer(s.ctx, q))
+				s.say(c, q, s.answer(s.ctx, q))
 			})
 		default:
 			s.Metrics.DNSRefused("busy")
-			s.say(q, q.fail())
+			s.say(c, q, q.fail())
 		}
 	}
 }
 
+// destination is where a datagram that came in on c was to go, as far as that is known.
+func (s *Server) destination(c *net.UDPConn, control []byte) (netip.AddrPort, error) {
+	if s.Redirected == nil {
+		return inpod.Destination(control)
+	}
+	return c.LocalAddr().(*net.UDPAddr).AddrPort(), nil
+}
+
 // say sends an answer from the address that was asked.
-func (s *Server) say(q *query, reply []byte) {
-	if err := s.sockets.SendUDP(s.ctx, q.to, q.from, q.fit(reply)); err != nil && s.ctx.Err() == nil {
+func (s *Server) say(c *net.UDPConn, q *query, reply []byte) {
+	if err := s.answerTo(c, q, reply); err != nil && s.ctx.Err() == nil {
 		s.Metrics.DNSRefused("unsent") // logged at debug only: a pod can bring this about as often as it likes
 		s.Log.Debug("answer not sent", "from", q.to.String(), "to", q.from.String(), "error", err)
 	}
