@@ -51,12 +51,17 @@ func (p *Proxy) begin(ctx context.Context, d telemetry.Direction, uid string, sr
 
 // known says who the two ends are, and how the connection is carried if nothing goes wrong. It counts from here on.
 func (f *flow) known(carried Verdict, labels telemetry.Labels, describe func(*telemetry.Access)) {
+	f.knownFrom(f.proxy.Metrics.Series, carried, labels, describe)
+}
+
+// knownFrom is known with the given way to the counters.
+func (f *flow) knownFrom(series func(telemetry.Labels) *telemetry.Series, carried Verdict, labels telemetry.Labels, describe func(*telemetry.Access)) {
 	labels.Reporter = f.reporter
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.carried = carried
 	describe(&f.access)
-	f.counted = f.proxy.Metrics.Series(labels).Open()
+	f.counted = series(labels).Open()
 	f.proxy.Access.Opened(&f.access)
 }
 

@@ -58,13 +58,23 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 	if err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnavailable})
 	}
-	peer := p.sender(s, src.Addr())
 	svc := p.forwardedService(self, s.Header("forwarded"))
-	f.known(VerdictMTLS, inboundLabels(peer, self, svc, &id), func(a *telemetry.Access) {
-		a.HBONEAddr = s.Authority()
-		describeInbound(a, peer, self, svc)
-		a.Src.Identity, a.Dst.Identity = id.String(), self.Identity().String()
-	})
+	tell := func(series func(telemetry.Labels) *telemetry.Series, peer *discovery.Workload) {
+		f.knownFrom(series, VerdictMTLS, inboundLabels(peer, self, svc, &id), func(a *telemetry.Access) {
+			a.HBONEAddr = s.Authority()
+			describeInbound(a, peer, self, svc)
+			a.Src.Identity, a.Dst.Identity = id.String(), self.Identity().String()
+		})
+	}
+	foreign, told := p.isForeign(s), false
+	if !foreign {
+		tell(p.Metrics.Series, p.Store.WorkloadByAddr(p.Network, src.Addr()))
+	}
+	defer func() {
+		if foreign && !told { // refused: what it says of itself is not heard
+			tell(p.Metrics.Series, nil)
+		}
+	}()
 	if err := p.revoked(s.ConnState()); err != nil {
 		return p.rejected(s, &rejection{refuse(VerdictRevoked, "%w", err), statusUnauthorized})
 	}
@@ -75,6 +85,10 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 	input := policy.Input{Source: policy.Identity(id), SourceIP: src.Addr(), Dest: to.to}
 	if err := f.check(func() error { return p.allowed(self, input) }); err != nil {
 		return p.rejected(s, &rejection{err.(*refusal), statusUnauthorized})
+	}
+	if foreign {
+		tell(p.Metrics.SeriesByWord, p.fromWord(s.Header("baggage")))
+		told = true
 	}
 	app, err := p.connectApp(ctx, src.Addr(), to)
 	if err != nil {

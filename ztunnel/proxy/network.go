@@ -46,13 +46,14 @@ func (r *router) throughGateway(src, w *discovery.Workload, svc *discovery.Servi
 func (p *podProxy) carryFar(ctx context.Context, f *flow, app *net.TCPConn, src *discovery.Workload, route *route) error {
 	stream, answer, err := p.connectHBONE(ctx, src, addrPort(app.RemoteAddr()), route)
 	labels := labelsOf(src, route.workload, route.service, true)
-	var id identity.Identity
+	series := p.Metrics.Series
 	if err == nil {
-		id, _ = identity.PeerIdentity(stream.ConnState())
-		labels.Destination = peerOf(fromBaggage(answer.Header("baggage")), false)
+		series = p.Metrics.SeriesByWord
+		id, _ := identity.PeerIdentity(stream.ConnState())
+		labels.Destination = peerOf(p.fromWord(answer.Header("baggage")), false)
 		labels.Destination.Principal = id.String()
 	}
-	f.known(route.carried, labels, func(a *telemetry.Access) {
+	f.knownFrom(series, route.carried, labels, func(a *telemetry.Access) {
 		describeRoute(a, src, route)
 		if err == nil {
 			far := labels.Destination
@@ -65,12 +66,18 @@ func (p *podProxy) carryFar(ctx context.Context, f *flow, app *net.TCPConn, src 
 	return f.splice(ctx, app, stream)
 }
 
-// sender is the workload that a request came from, for labels; nil if unknown. From another network the peer's address is
-// a gateway's, so the client's own word is taken.
-func (p *podProxy) sender(s *hbone.ServerStream, from netip.Addr) *discovery.Workload {
-	isForeign := func(h hbone.Header) bool { return h.Name == networkHeader && h.Value != p.Network } // "" is a network too
-	if slices.ContainsFunc(s.Headers(), isForeign) {
-		return fromBaggage(s.Header("baggage"))
+// isForeign reports whether a request came from another network. Then the peer's address is a gateway's, and who sent the
+// request is known by the client's own word only.
+func (p *podProxy) isForeign(s *hbone.ServerStream) bool {
+	return slices.ContainsFunc(s.Headers(), func(h hbone.Header) bool {
+		return h.Name == networkHeader && h.Value != p.Network // "" is a network too
+	})
+}
+
+// fromWord is what a peer says of itself, for labels; nil if nothing, or if it is not to be read (ambient section 4.2).
+func (p *podProxy) fromWord(baggage string) *discovery.Workload {
+	if p.NoResponseBaggage {
+		return nil
 	}
-	return p.Store.WorkloadByAddr(p.Network, from)
+	return fromBaggage(baggage)
 }

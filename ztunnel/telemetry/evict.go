@@ -3,6 +3,7 @@
 package telemetry
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -28,12 +29,12 @@ func (p Peer) name() Peer {
 	return p
 }
 
-// gone: an end that was never known to be a workload does not go.
+// gone: an end of which nothing is known but its identity does not go.
 func (k *Known) gone(p Peer) bool {
-	if p = p.name(); p == (Peer{}) {
+	if p == (Peer{Principal: p.Principal}) {
 		return false
 	}
-	_, ok := k.peers[p]
+	_, ok := k.peers[p.name()]
 	return !ok
 }
 
@@ -59,19 +60,45 @@ func (m *Metrics) Evict(known *Known, idleSince time.Time) int {
 	return n
 }
 
+// evictSeries holds the lock that each new connection needs for a few series at a time only.
 func (m *Metrics) evictSeries(known *Known, idleSince time.Time) (n int) {
+	m.mu.RLock()
+	var idle []*Series
+	for _, s := range m.series {
+		if s.isIdle(known, idleSince) {
+			idle = append(idle, s)
+		}
+	}
+	m.mu.RUnlock()
+	for batch := range slices.Chunk(idle, evictBatch) {
+		n += m.evictBatch(batch, known, idleSince)
+	}
+	return n
+}
+
+// evictBatch is how many series are dropped at a time: well under a millisecond.
+const evictBatch = 64
+
+func (m *Metrics) evictBatch(batch []*Series, known *Known, idleSince time.Time) (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for labels, s := range m.series {
-		gone := known.gone(labels.Source) || known.gone(labels.Destination)
-		if !gone || s.open.Load() > 0 || s.used.Load() > idleSince.UnixNano() {
+	for _, s := range batch {
+		if !s.isIdle(known, idleSince) {
 			continue
 		}
-		delete(m.series, labels)
+		delete(m.series, s.labels)
+		if s.byWord {
+			m.byWord--
+		}
 		s.drop()
 		n++
 	}
 	return n
+}
+
+func (s *Series) isIdle(known *Known, since time.Time) bool {
+	gone := known.gone(s.labels.Source) || known.gone(s.labels.Destination)
+	return gone && s.open.Load() == 0 && s.used.Load() <= since.UnixNano()
 }
 
 // uses remembers when labels were last used.

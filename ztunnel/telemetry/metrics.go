@@ -35,6 +35,7 @@ type Metrics struct {
 
 	mu      sync.RWMutex
 	series  map[Labels]*Series
+	byWord  int // of series
 	pollers []func()
 }
 

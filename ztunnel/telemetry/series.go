@@ -31,6 +31,8 @@ type Series struct {
 	labels                         Labels
 	opened, closed, sent, received prometheus.Counter
 
+	byWord bool // a peer's own word names it
+
 	open atomic.Int64 // connections; raised only with the metrics' lock held
 	used atomic.Int64 // when one began or ended last, Unix time in ns
 
@@ -48,7 +50,37 @@ func (m *Metrics) Series(labels Labels) *Series {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s, ok = m.series[labels]; ok {
+	return m.seriesLocked(labels)
+}
+
+// maxByWord bounds the series that peers name by their own word. Nobody but them knows what there is.
+const maxByWord = 2000
+
+// SeriesByWord returns the counters for labels of which the far end (the source where connections arrive, the destination
+// where they leave) is what the peer says of itself. What is over maxByWord is counted under the peer's identity alone.
+func (m *Metrics) SeriesByWord(labels Labels) *Series {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s, ok := m.series[labels]; ok {
+		return s
+	}
+	if m.byWord >= maxByWord {
+		far := &labels.Source
+		if labels.Reporter == ReporterSource {
+			far = &labels.Destination
+		}
+		*far = Peer{Principal: far.Principal}
+		return m.seriesLocked(labels)
+	}
+	s := m.seriesLocked(labels)
+	s.byWord = true
+	m.byWord++
+	return s
+}
+
+func (m *Metrics) seriesLocked(labels Labels) *Series {
+	s, ok := m.series[labels]
+	if ok {
 		return s
 	}
 	values := labels.values(string(FlagNone))
