@@ -104,5 +104,8 @@ func localRange(text string) (netip.Prefix, error) {
 		return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(text)
-	return p.Masked(), err
+	if err != nil {
+		return p, err
+	}
+	return parsePrefix(p.Addr().AsSlice(), uint32(p.Bits()))
 }
