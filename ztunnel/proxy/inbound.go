@@ -66,7 +66,7 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 			a.Src.Identity, a.Dst.Identity = id.String(), self.Identity().String()
 		})
 	}
-	foreign, told := p.isForeign(s), false
+	foreign, told := isForeign(s.Headers(), p.Network), false
 	if !foreign {
 		tell(p.Metrics.Series, p.Store.WorkloadByAddr(p.Network, src.Addr()))
 	}

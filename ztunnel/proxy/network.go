@@ -68,9 +68,9 @@ func (p *podProxy) carryFar(ctx context.Context, f *flow, app *net.TCPConn, src 
 
 // isForeign reports whether a request came from another network. Then the peer's address is a gateway's, and who sent the
 // request is known by the client's own word only.
-func (p *podProxy) isForeign(s *hbone.ServerStream) bool {
-	return slices.ContainsFunc(s.Headers(), func(h hbone.Header) bool {
-		return h.Name == networkHeader && h.Value != p.Network // "" is a network too
+func isForeign(headers []hbone.Header, network string) bool {
+	return slices.ContainsFunc(headers, func(h hbone.Header) bool {
+		return h.Name == networkHeader && h.Value != network // "" is a network too
 	})
 }
 
