@@ -34,10 +34,11 @@ const (
 // ca is Istio's certificate service, for the ztunnel of this node: it names the pod identity it wants to act for.
 type ca struct {
 	securityv1alpha1.UnimplementedIstioCertificateServiceServer
-	root           *root
-	trustDomain    string
-	maxTTL         time.Duration
-	mayImpersonate func(ctx context.Context, identity string) bool
+	root        *root
+	trustDomain string
+	maxTTL      time.Duration
+	// mayImpersonate returns why the caller may not have the identity, or nil.
+	mayImpersonate func(ctx context.Context, identity string) error
 	log            *slog.Logger
 }
 
@@ -69,9 +70,9 @@ func (c *ca) issue(ctx context.Context, req *securityv1alpha1.IstioCertificateRe
 	if err != nil {
 		return nil, identity, status.Errorf(codes.InvalidArgument, "validity_duration: %v", err)
 	}
-	if !c.mayImpersonate(ctx, identity) {
+	if err := c.mayImpersonate(ctx, identity); err != nil {
 		// istiod's code for this: a ztunnel takes it for "ask again later", as the pod may be about to become known.
-		return nil, identity, status.Errorf(codes.Unauthenticated, "impersonation of %s refused: no enrolled pod of this node has this identity", identity)
+		return nil, identity, status.Errorf(codes.Unauthenticated, "impersonation of %s refused: %v", identity, err)
 	}
 	leaf, err := c.sign(csr, uri, ttl)
 	if err != nil {

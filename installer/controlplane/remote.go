@@ -41,8 +41,8 @@ type Remote struct {
 	// Admit tells which node a caller's bearer token is of. Its errors are sent to the caller as they are; those of
 	// package status keep their code.
 	Admit func(ctx context.Context, token string) (node string, err error)
-	// MayImpersonate decides whether a node's ztunnel may have a certificate for a SPIFFE URI.
-	MayImpersonate func(node, identity string) bool
+	// MayImpersonate returns why a node's ztunnel may not have a certificate for a SPIFFE URI, or nil if it may.
+	MayImpersonate func(node, identity string) error
 }
 
 // RootPEM is the mesh's root: a PKCS #8 key and its certificate.
@@ -94,15 +94,23 @@ func (r *Remote) complete() error {
 }
 
 // authority is the root, and who may have what of it.
-func (c *Config) authority() (*root, func(context.Context, string) bool, error) {
+func (c *Config) authority() (*root, func(context.Context, string) error, error) {
 	if c.Remote == nil {
 		key, err := openRoot(c.CADir, c.TrustDomain)
-		return key, func(_ context.Context, identity string) bool { return c.MayImpersonate(identity) }, err
+		return key, func(_ context.Context, identity string) error {
+			if c.MayImpersonate(identity) {
+				return nil
+			}
+			return errors.New("no enrolled pod of this node has this identity")
+		}, err
 	}
 	key, err := c.Remote.Root.parse()
-	return key, func(ctx context.Context, identity string) bool {
+	return key, func(ctx context.Context, identity string) error {
 		node, ok := callerNode(ctx)
-		return ok && c.Remote.MayImpersonate(node, identity)
+		if !ok {
+			return errors.New("it is not known who asks")
+		}
+		return c.Remote.MayImpersonate(node, identity)
 	}, err
 }
 

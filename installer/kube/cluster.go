@@ -4,15 +4,15 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
@@ -26,49 +26,56 @@ import (
 // gather is how long changes are gathered before all is translated anew: what a rolling update of many pods costs.
 const gather = 100 * time.Millisecond
 
-var policies = []schema.GroupVersionResource{
-	{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"},
-	{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
-}
-
 // Cluster is all that a control plane goes by. It is a [controlplane.Source]. Safe for concurrent use.
 type Cluster struct {
 	*controlplane.Set
 	log       *slog.Logger
-	client    kubernetes.Interface
 	dynamic   dynamic.Interface
+	policies  dynamicinformer.DynamicSharedInformerFactory
 	informers []cache.SharedIndexInformer
 	told      []cache.InformerSynced
+	absent    []schema.GroupVersionResource // kinds that the cluster did not have when Start asked
 	changed   chan struct{}
 }
 
 // NewCluster asks nobody anything yet; call Start.
 func NewCluster(client kubernetes.Interface, dyn dynamic.Interface, log *slog.Logger) (*Cluster, error) {
-	c := &Cluster{Set: controlplane.NewSet(controlplane.Rules{}, log), log: log, client: client, dynamic: dyn, changed: make(chan struct{}, 1)}
+	c := &Cluster{Set: controlplane.NewSet(controlplane.Rules{}, log), log: log, dynamic: dyn, changed: make(chan struct{}, 1)}
+	c.policies = dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
 	all := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trimForCluster))
 	for _, i := range []cache.SharedIndexInformer{
 		all.Core().V1().Namespaces().Informer(), all.Core().V1().Pods().Informer(), all.Core().V1().Services().Informer(),
 		all.Core().V1().Nodes().Informer(), all.Discovery().V1().EndpointSlices().Informer(),
 	} {
-		if err := c.follow(i); err != nil {
+		if err := c.add(i); err != nil {
 			return nil, err
 		}
 	}
 	return c, nil
 }
 
-func (c *Cluster) follow(i cache.SharedIndexInformer) error {
-	if err := i.SetWatchErrorHandlerWithContext(c.watchFailed); err != nil {
+// add has Start run an informer and wait for it.
+func (c *Cluster) add(i cache.SharedIndexInformer) error {
+	told, err := c.follow(i)
+	if err != nil {
 		return err
+	}
+	c.informers, c.told = append(c.informers, i), append(c.told, told)
+	return nil
+}
+
+// follow takes in what an informer will come to know. The result says whether all of the beginning has been taken in.
+func (c *Cluster) follow(i cache.SharedIndexInformer) (cache.InformerSynced, error) {
+	if err := i.SetWatchErrorHandlerWithContext(c.watchFailed); err != nil {
+		return nil, err
 	}
 	told, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: c.put, UpdateFunc: func(_, o any) { c.put(o) }, DeleteFunc: c.remove,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.informers, c.told = append(c.informers, i), append(c.told, told.HasSynced)
-	return nil
+	return told.HasSynced, nil
 }
 
 func (c *Cluster) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
@@ -96,20 +103,19 @@ func (c *Cluster) kick() {
 }
 
 // Start has the informers run until ctx ends, and returns once all is known; a mesh of which only the workloads are known
-// would be one without its policies. A kind of policy that is not installed in the cluster is left out, with an error in the
-// log: whoever installs it later restarts the control plane.
+// would be one without its policies. A kind of policy that is not installed in the cluster has none, and is left to Run.
 func (c *Cluster) Start(ctx context.Context) error {
-	factory := dynamicinformer.NewDynamicSharedInformerFactory(c.dynamic, 0)
 	for _, kind := range policies {
 		served, err := c.serves(ctx, kind)
 		if err != nil {
 			return err
 		}
 		if !served {
-			c.log.Error("the cluster has no such kind: policies of it cannot exist. After installing it, restart the control plane", "kind", kind.Resource+"."+kind.Group)
+			c.log.Warn("the cluster has no such kind: there are no policies of it until it is installed", "kind", kind.GroupResource())
+			c.absent = append(c.absent, kind)
 			continue
 		}
-		if err := c.follow(factory.ForResource(kind).Informer()); err != nil {
+		if err := c.add(c.policyInformer(kind)); err != nil {
 			return err
 		}
 	}
@@ -123,29 +129,13 @@ func (c *Cluster) Start(ctx context.Context) error {
 	return nil
 }
 
-// serves asks whether the API has a kind, for as long as the API does not answer.
-func (c *Cluster) serves(ctx context.Context, kind schema.GroupVersionResource) (bool, error) {
-	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
-		_, err := c.dynamic.Resource(kind).List(ctx, metav1.ListOptions{Limit: 1})
-		switch {
-		case err == nil:
-			return true, nil
-		case apierrors.IsNotFound(err):
-			return false, nil
-		case apierrors.IsForbidden(err):
-			return false, fmt.Errorf("list %s: %w", kind.Resource, err)
-		}
-		c.log.Warn("kubernetes API does not answer", "err", err, "again_in", pause)
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-time.After(pause):
-		}
-	}
-}
-
 // Run implements [controlplane.Source]. Call it once, after Start.
 func (c *Cluster) Run(ctx context.Context) error {
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	for _, kind := range c.absent {
+		waiting.Go(func() { c.await(ctx, kind) })
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -161,19 +151,28 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 }
 
-// MayImpersonate tells whether a pod runs on the node that has the identity: ambient section 7.
-func (c *Cluster) MayImpersonate(node, identity string) bool {
+// MayImpersonate returns why a node's proxy may not have a certificate for an identity, or nil if a pod that runs on the
+// node has it: ambient section 7.
+func (c *Cluster) MayImpersonate(node, identity string) error {
 	path, ok := strings.CutPrefix(identity, "spiffe://")
 	parts := strings.Split(path, "/") // trust domain, "ns", namespace, "sa", service account
-	if !ok || len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" || node == "" {
-		return false
+	if !ok || len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" {
+		return errors.New("it is no identity of a pod")
 	}
+	elsewhere := false
 	for _, p := range c.Snapshot().Pods {
-		if p.Spec.NodeName == node && p.Namespace == parts[2] && account(p.Pod) == parts[4] && !p.Spec.HostNetwork && !finished(p.Pod) {
-			return true
+		if p.Namespace != parts[2] || account(p.Pod) != parts[4] || p.Spec.HostNetwork || finished(p.Pod) {
+			continue
 		}
+		if node != "" && p.Spec.NodeName == node {
+			return nil
+		}
+		elsewhere = true
 	}
-	return false
+	if elsewhere {
+		return fmt.Errorf("no pod on the caller's node %q has it, but one of another node", node)
+	}
+	return fmt.Errorf("no pod that is known has it (the caller's node is %q)", node)
 }
 
 func account(p *corev1.Pod) string {

@@ -105,7 +105,7 @@ func TestTokensAreBoundToPodAndNode(t *testing.T) {
 	if err := c.client.CoreV1().Pods("mesh").Delete(t.Context(), "zt", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 		t.Fatal(err)
 	}
-	c.pod("mesh", "zt", "n2", as("ztunnel")) // the next of that name
+	c.pod("mesh", "zt", "n2", as("ztunnel"))        // the next of that name
 	testutil.Eventually(t, patience, func() error { // although it is remembered as good
 		if node, err := tokens.Admit(t.Context(), good); err == nil {
 			return fmt.Errorf("token of a deleted pod is admitted as %s", node)
@@ -116,22 +116,20 @@ func TestTokensAreBoundToPodAndNode(t *testing.T) {
 
 func checkImpersonation(t *testing.T, all *Cluster) {
 	t.Helper()
-	for _, tt := range []struct {
-		node, identity string
-		want           bool
-	}{
-		{"n1", "spiffe://cluster.local/ns/shop/sa/web", true},
-		{"n2", "spiffe://cluster.local/ns/shop/sa/web", false},
-		{"n1", "spiffe://cluster.local/ns/shop/sa/away", false},
-		{"n2", "spiffe://cluster.local/ns/shop/sa/away", true},
-		{"n1", "spiffe://cluster.local/ns/shop/sa/host", false},
-		{"n1", "spiffe://cluster.local/ns/shop/sa/job", false},
-		{"n1", "spiffe://cluster.local/ns/mesh/sa/web", false},
-		{"", "spiffe://cluster.local/ns/shop/sa/web", false},
-		{"n1", "shop/web", false},
+	for _, tt := range []struct{ node, identity, refused string }{
+		{"n1", "spiffe://cluster.local/ns/shop/sa/web", ""},
+		{"n2", "spiffe://cluster.local/ns/shop/sa/web", `caller's node "n2"`},
+		{"n1", "spiffe://cluster.local/ns/shop/sa/away", "of another node"},
+		{"n2", "spiffe://cluster.local/ns/shop/sa/away", ""},
+		{"n1", "spiffe://cluster.local/ns/shop/sa/host", "no pod that is known"},
+		{"n1", "spiffe://cluster.local/ns/shop/sa/job", "no pod that is known"},
+		{"n1", "spiffe://cluster.local/ns/mesh/sa/web", "no pod that is known"},
+		{"", "spiffe://cluster.local/ns/shop/sa/web", "another node"},
+		{"n1", "shop/web", "no identity"},
 	} {
-		if got := all.MayImpersonate(tt.node, tt.identity); got != tt.want {
-			t.Errorf("node %q as %q: got %v, want %v", tt.node, tt.identity, got, tt.want)
+		err := all.MayImpersonate(tt.node, tt.identity)
+		if (err == nil) != (tt.refused == "") || err != nil && !strings.Contains(err.Error(), tt.refused) {
+			t.Errorf("node %q as %q: got %v, want a refusal with %q", tt.node, tt.identity, err, tt.refused)
 		}
 	}
 }

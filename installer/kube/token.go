@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -31,7 +33,10 @@ const (
 const (
 	// reviewLasts is for how long a token that was good is not asked about again.
 	reviewLasts = time.Minute
-	maxReviews  = 4096
+	// refusalLasts is the same for one that was not: long enough that a caller who tries on and on costs the API little, and
+	// short enough that one who was refused by mistake is let in soon.
+	refusalLasts = 5 * time.Second
+	maxReviews   = 4096
 )
 
 // Tokens tells whose a service account token is. Safe for concurrent use.
@@ -45,9 +50,10 @@ type Tokens struct {
 	reviews map[[sha256.Size]byte]review
 }
 
-// review is what the API said of a token that it holds good.
+// review is what the API said of a token.
 type review struct {
 	until           time.Time
+	refused         error  // why it is not good; then the rest is empty
 	account         string // NAMESPACE/NAME
 	podName, podUID string
 }
@@ -58,7 +64,7 @@ func NewTokens(client kubernetes.Interface, cluster *Cluster, trusted []string) 
 }
 
 // Admit returns the node that the token's pod is on. The token must be of audience istio-ca, of a trusted service account,
-// and bound to a pod that the cluster has.
+// and bound to a pod that the cluster has. The error is of code Unavailable if the API could not be asked.
 func (t *Tokens) Admit(ctx context.Context, token string) (node string, err error) {
 	r, err := t.review(ctx, token)
 	if err != nil {
@@ -81,14 +87,14 @@ func (t *Tokens) Admit(ctx context.Context, token string) (node string, err erro
 	return pod.Spec.NodeName, nil
 }
 
-// review asks the API about a token, unless it has just said that it is good.
+// review asks the API about a token, unless it has just answered.
 func (t *Tokens) review(ctx context.Context, token string) (review, error) {
 	key := sha256.Sum256([]byte(token))
 	t.mu.Lock()
 	r, ok := t.reviews[key]
 	t.mu.Unlock()
 	if ok && time.Now().Before(r.until) {
-		return r, nil
+		return r, r.refused
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -96,27 +102,30 @@ func (t *Tokens) review(ctx context.Context, token string) (review, error) {
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return review{}, fmt.Errorf("ask the API about the token: %w", err)
+		// Not the caller's fault, and nothing to remember.
+		return review{}, status.Errorf(codes.Unavailable, "the Kubernetes API cannot be asked about the token: %v", err)
 	}
-	if !answer.Status.Authenticated || !slices.Contains(answer.Status.Audiences, TokenAudience) {
-		return review{}, fmt.Errorf("the token is not valid for audience %s: %s", TokenAudience, answer.Status.Error)
-	}
-	if r, err = reviewOf(answer.Status.User); err != nil {
-		return review{}, err
-	}
+	r = reviewOf(&answer.Status)
 	t.keep(key, r)
-	return r, nil
+	return r, r.refused
 }
 
-func reviewOf(user authenticationv1.UserInfo) (review, error) {
+func reviewOf(answer *authenticationv1.TokenReviewStatus) review {
+	no := func(format string, args ...any) review {
+		return review{until: time.Now().Add(refusalLasts), refused: fmt.Errorf(format, args...)}
+	}
+	if !answer.Authenticated || !slices.Contains(answer.Audiences, TokenAudience) {
+		return no("the token is not valid for audience %s: %s", TokenAudience, answer.Error)
+	}
+	user := answer.User
 	parts := strings.Split(user.Username, ":") // system:serviceaccount:NAMESPACE:NAME
 	if len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" {
-		return review{}, fmt.Errorf("%q is no service account", user.Username)
+		return no("%q is no service account", user.Username)
 	}
 	return review{
 		until: time.Now().Add(reviewLasts), account: parts[2] + "/" + parts[3],
 		podName: first(user.Extra[extraPodName]), podUID: first(user.Extra[extraPodUID]),
-	}, nil
+	}
 }
 
 func first(values authenticationv1.ExtraValue) string {
