@@ -5,8 +5,11 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,13 +59,14 @@ func (c redirectedClient) Dial(ctx context.Context, _, to netip.AddrPort) (net.C
 // redirectedWorld is a pod with a foreign agent's rules, and three pods that are or are not name servers.
 type redirectedWorld struct {
 	asker, asked, dead, live *testutil.Pod
+	metrics                  *telemetry.Metrics
 }
 
 func newRedirectedWorld(t *testing.T, known *discovery.Workload) *redirectedWorld {
 	t.Helper()
 	testutil.RequireRoot(t)
 	node := testutil.NewNode(t)
-	w := &redirectedWorld{node.Pod(t, "asker"), node.Pod(t, "asked"), node.Pod(t, "dead"), node.Pod(t, "live")}
+	w := &redirectedWorld{node.Pod(t, "asker"), node.Pod(t, "asked"), node.Pod(t, "dead"), node.Pod(t, "live"), telemetry.NewMetrics("test")}
 	for _, rule := range append(dnsRules("iptables", "127.0.0.1/32"), dnsRules("ip6tables", "::1/128")...) {
 		argv := strings.Fields(rule)
 		w.asker.Run(t, argv[0], argv[1:]...)
@@ -85,7 +89,7 @@ func newRedirectedWorld(t *testing.T, known *discovery.Workload) *redirectedWorl
 		t.Fatal(err)
 	}
 	s := NewServer(Config{
-		Resolver: testResolver(), Metrics: telemetry.NewMetrics("test"), Log: slog.New(slog.DiscardHandler),
+		Resolver: testResolver(), Metrics: w.metrics, Log: slog.New(slog.DiscardHandler),
 		Redirected: &Redirected{Servers: []netip.AddrPort{netip.AddrPortFrom(w.dead.Addr4, 53), netip.AddrPortFrom(w.live.Addr6, 53)}},
 	}, pod, redirectedClient{pod, known})
 	s.Listen(l.DNSUDP, l.DNSTCP)
@@ -156,6 +160,34 @@ func TestQueriesThatAForeignAgentRedirects(t *testing.T) {
 				}
 			})
 		}
+	}
+	w.wantCounts(t, map[string]int{
+		`istio_dns_requests_total{request_protocol="udp",request_query_type="A"`:            2,
+		`istio_dns_requests_total{request_protocol="tcp",request_query_type="A"`:            2,
+		`istio_dns_requests_total{request_protocol="udp",request_query_type="TXT"`:          4,
+		`istio_dns_requests_total{request_protocol="tcp",request_query_type="TXT"`:          4,
+		`istio_dns_upstream_requests_total{request_protocol="udp",request_query_type="TXT"`: 4,
+		`istio_dns_upstream_requests_total{request_protocol="tcp",request_query_type="TXT"`: 4,
+	})
+}
+
+// wantCounts holds metrics, by how their line begins, against the number of queries made.
+func (w *redirectedWorld) wantCounts(t *testing.T, want map[string]int) {
+	t.Helper()
+	page := httptest.NewRecorder()
+	telemetry.StatsHandler(w.metrics).ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for line := range strings.Lines(page.Body.String()) {
+		if strings.HasPrefix(line, `istio_dns_upstream_requests_total{`) && strings.Contains(line, `query_type="A"`) {
+			t.Errorf("a name of the mesh was asked for elsewhere: %s", line)
+		}
+		for prefix, n := range want {
+			if strings.HasPrefix(line, prefix) && strings.HasSuffix(line, fmt.Sprintf("} %d\n", n)) {
+				delete(want, prefix)
+			}
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not counted so: %v in\n%s", want, page.Body)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -202,10 +203,23 @@ func TestLimitOfOneMeansNoReuse(t *testing.T) {
 
 func TestKeysDoNotShare(t *testing.T) {
 	e := newEnv(t, echo)
-	a := e.mustConnect(t)
-	e.key.Source = "another"
-	if b := e.mustConnect(t); a.c == b.c {
-		t.Error("two sources share a connection")
+	a, key := e.mustConnect(t), e.key
+	if b := e.mustConnect(t); a.c != b.c {
+		t.Error("the same key has two connections")
+	}
+	for name, change := range map[string]func(*Key){
+		"source identity":     func(k *Key) { k.Source = "another" },
+		"expected identities": func(k *Key) { k.Expected = "server another" },
+		"source address":      func(k *Key) { k.SourceIP = netip.MustParseAddr("127.0.0.9") },
+		"address":             func(k *Key) { k.Addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), k.Addr.Port()) },
+	} {
+		e.key = key
+		change(&e.key)
+		before := e.dialCount()
+		// The address may lead nowhere: that it was dialled at all is what counts.
+		if b, _, err := e.connect(t.Context()); err == nil && a.c == b.c || e.dialCount() == before {
+			t.Errorf("two connections that differ in %s share one", name)
+		}
 	}
 }
 

@@ -172,6 +172,16 @@ func TestResetOfTheServerReachesTheClient(t *testing.T) {
 			t.Errorf("%s: got %v, want a reset", name, err)
 		}
 	}
+	// Peers do that every day: it is an end, and no failure.
+	w.wantLine("connection complete", `direction="outbound"`, `verdict="mtls"`)
+	w.wantLine("connection complete", `direction="inbound"`, `verdict="mtls"`)
+	w.wantLine("connection complete", `direction="inbound"`, `verdict="plaintext"`)
+	if failed := w.proxy.log.lines("error="); len(failed) > 0 {
+		t.Errorf("logged as failed: %q", failed)
+	}
+	if n := w.proxy.metric("istio_tcp_connections_failed_total"); n != 0 {
+		t.Errorf("%v connections counted as failed, want none", n)
+	}
 }
 
 func TestUnknownPodIsRefusedAfterAWait(t *testing.T) {
