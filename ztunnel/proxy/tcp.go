@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-mesh/sluice/ztunnel/hbone"
 )
 
 // hidden4 and hidden6 are the addresses that handed-over listeners are bound to. Nobody owns them; a connection that
@@ -113,7 +115,9 @@ func isQuiet(err error) bool {
 			return true
 		}
 	}
-	return false
+	// CONNECT_ERROR is how a tunnel says that the connection at its other end was reset: RFC 9113, section 8.5.
+	var reset *hbone.StreamError
+	return errors.As(err, &reset) && (reset.Code == hbone.CodeConnect || reset.Code == hbone.CodeStreamClosed)
 }
 
 func isClosed(err error) bool {
