@@ -57,6 +57,11 @@ func run(args []string, getenv func(string) string, _ io.Reader, stdout, stderr 
 	levels, _ := telemetry.ParseLevels(config.LogLevel) // Validate has parsed both.
 	format, _ := telemetry.ParseFormat(config.LogFormat)
 	log := telemetry.NewLogger(stdout, format, levels)
+	defer func() {
+		if err := telemetry.Flush(log); err != nil {
+			fmt.Fprintf(stderr, "ztunnel: %v\n", err)
+		}
+	}()
 
 	limitThreads(config, getenv, log)
 	limitMemory(getenv, log)

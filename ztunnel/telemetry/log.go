@@ -36,9 +36,22 @@ func ParseFormat(s string) (Format, error) {
 
 // NewLogger returns a logger whose lines go to w in order. The attribute "scope" set by [Scope] selects the level and is
 // printed in its own place. Lines are written at once, except those of the access log when they come thick and fast: they
-// share a write, at most 20 ms late. A process that is killed loses those.
+// share a write, at most 20 ms late. A process that ends calls [Flush] first; one that is killed loses those.
 func NewLogger(w io.Writer, f Format, l *Levels) *slog.Logger {
 	return slog.New(&handler{sink: &sink{w: w}, format: f, levels: l, scope: "ztunnel"})
+}
+
+// Flush writes the lines that wait. Later ones are written at once, so that none is lost however late it comes. log is of
+// [NewLogger], or one made from such; with others it does nothing.
+func Flush(log *slog.Logger) error {
+	h, ok := log.Handler().(*handler)
+	if !ok {
+		return nil
+	}
+	if err := h.sink.end(); err != nil {
+		return fmt.Errorf("flush log: %w", err)
+	}
+	return nil
 }
 
 // Scope returns log with its lines in the named scope.

@@ -22,12 +22,14 @@ type sink struct {
 	mu      sync.Mutex
 	pending []byte
 	waiting bool // for the timer
+	ended   bool // no line may wait any more
 }
 
 // write writes a line, after those that wait.
 func (s *sink) write(line []byte, mayWait bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	mayWait = mayWait && !s.ended
 	if mayWait && s.waiting && len(s.pending)+len(line) <= batchBytes {
 		s.pending = append(s.pending, line...)
 		return nil
@@ -53,6 +55,17 @@ func (s *sink) tick() {
 	}
 	_ = s.flushLocked()
 	time.AfterFunc(batchTime, s.tick)
+}
+
+// end writes what waits; later lines are written at once.
+func (s *sink) end() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	if len(s.pending) == 0 {
+		return nil
+	}
+	return s.flushLocked()
 }
 
 func (s *sink) flushLocked() error {

@@ -5,6 +5,7 @@ package telemetry
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -68,4 +69,34 @@ func TestLinesShareWritesInOrder(t *testing.T) {
 	long := strings.Repeat("x", batchBytes)
 	line(long, true)
 	wait("abcDe" + long)
+}
+
+// TestFlushLeavesNothingWaiting: the last lines of a process are written though no other line pushes them out.
+func TestFlushLeavesNothingWaiting(t *testing.T) {
+	var w writes
+	s := &sink{w: &w, waiting: true} // the timer never comes
+	levels, err := ParseLevels("error,access=info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := Scope(slog.New(&handler{sink: s, format: Text, levels: levels}), accessScope)
+	log.Info("waits")
+	if n, got := w.state(); n != 0 {
+		t.Fatalf("%q is written, want it to wait", got)
+	}
+	for _, want := range []string{"waits", "late"} {
+		if err := Flush(log); err != nil {
+			t.Fatal(err)
+		}
+		if _, got := w.state(); !strings.Contains(got, want) {
+			t.Errorf("got %q, want %q in it", got, want)
+		}
+		log.Info("late")
+	}
+	if n, _ := w.state(); n != 3 {
+		t.Errorf("%d writes, want 3: after Flush no line waits", n)
+	}
+	if err := Flush(slog.New(slog.DiscardHandler)); err != nil {
+		t.Error(err)
+	}
 }
