@@ -72,3 +72,20 @@ func TestRefusedIsNotHeld(t *testing.T) {
 		}
 	}
 }
+
+// TestRemovalsComeAfterResources: a name that one response both brings and removes is gone.
+func TestRemovalsComeAfterResources(t *testing.T) {
+	h := start(t)
+	s := h.accept(t)
+	s.subscribed(t)
+	r := response(AddressType, "n1", workloadResource("w1", podMessage("a", "10.0.0.1")), workloadResource("w1", podMessage("b", "10.0.0.2")))
+	r.RemovedResources = []string{"c1//Pod/shop/a"}
+	s.wantACK(t, r)
+	if got := contents(h.store); got != "c1//Pod/shop/b" {
+		t.Errorf("have %q, want b alone", got)
+	}
+	s.end <- nil
+	if held := h.accept(t).subscribed(t)[AddressType].GetInitialResourceVersions(); len(held) != 1 {
+		t.Errorf("held are %v, want b alone", held)
+	}
+}

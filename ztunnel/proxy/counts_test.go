@@ -3,10 +3,12 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -56,5 +58,22 @@ func answerOnce(ln net.Listener, request, answer int) {
 	defer conn.Close()
 	if _, err := io.ReadFull(conn, make([]byte, request)); err == nil {
 		_, _ = conn.Write(make([]byte, answer))
+	}
+}
+
+// TestTunnelPortThatANetworkPolicyBlocks takes the 10 s of a connect.
+func TestTunnelPortThatANetworkPolicyBlocks(t *testing.T) {
+	w := newWorld(t)
+	w.host.Run(t, "nft", "add table inet t; add chain inet t f { type filter hook forward priority 0; policy accept; }; "+
+		"add rule inet t f tcp dport 15008 drop")
+	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
+	conn := w.dial(w.client.Pod, echo.Addr)
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %v, want a reset", err)
+	}
+	w.wantLine("connection complete", `direction="outbound"`, `verdict="refused-connect"`, "a network policy may block port 15008")
+	if n := w.proxy.metric("istio_tcp_connections_failed_total", `reporter="source"`, `response_flags="NETWORK_POLICY"`); n != 1 {
+		t.Errorf("failed with NETWORK_POLICY: got %v, want 1", n)
 	}
 }
