@@ -90,8 +90,8 @@ func FuzzSession(f *testing.F) {
 		_ = agent.Close()
 		<-over
 		m.Drain(ctx)
-		if after := namespacesHeld(t); after != before {
-			t.Errorf("%d descriptors of namespaces are open, want %d", after, before)
+		if after := namespacesHeld(t); after > before { // other tests' may have been closed meanwhile
+			t.Errorf("%d descriptors of namespaces are open, want at most %d", after, before)
 		}
 	})
 }
