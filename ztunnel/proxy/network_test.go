@@ -225,6 +225,21 @@ func TestOtherNetworkIsReachedInTwoLayers(t *testing.T) {
 	}
 }
 
+func TestWordsOfOtherNetworksMayBeSwitchedOff(t *testing.T) {
+	vip := netip.MustParseAddr("10.99.0.1")
+	w, far, _ := newFarWorld(t, vip, sans("server"))
+	far.NoResponseBaggage = true
+	w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
+	if _, err := w.client.AskFrom(netip.AddrPortFrom(vip, 80)); err != nil {
+		t.Fatal(err)
+	}
+	w.proxy.log = far.log
+	w.wantLine("connection complete", `direction="inbound"`, `verdict="mtls"`, "src.identity="+clientID)
+	if got := far.metric("istio_tcp_connections_opened_total", `source_workload="client"`); got != 0 {
+		t.Errorf("connections labelled by their client's own word: got %v, want 0", got)
+	}
+}
+
 func TestLargeTransferAndHalfCloseInTwoLayers(t *testing.T) {
 	vip := netip.MustParseAddr("10.99.0.1")
 	w, _, _ := newFarWorld(t, vip, sans("server"))

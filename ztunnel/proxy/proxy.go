@@ -57,7 +57,8 @@ type Config struct {
 	IdleTimeout time.Duration
 	// Windows are those of both ends of tunnels.
 	Windows hbone.Windows
-	// NoResponseBaggage keeps answers to tunnels from saying which workload gives them.
+	// NoResponseBaggage keeps answers to tunnels from saying which workload gives them, and ztunnel from believing what
+	// clients on other networks say of themselves.
 	NoResponseBaggage bool
 	// InfoPolicies logs the decisions of policies at level info and not debug.
 	InfoPolicies bool
