@@ -36,6 +36,7 @@ type Node struct {
 	Ztunnel  *Proc
 	agents   int // started so far; names the next one's log
 	ztunnels int
+	offset   int // of the ports of ztunnel's pages
 }
 
 func newNode(l *Lab, i int) *Node {
@@ -159,14 +160,28 @@ func (n *Node) installer(verb string, args ...string) error {
 
 // StartZtunnel starts a ztunnel on the node. A second one, beside the first, has its own ports: in a cluster each has
 // a pod of its own.
-func (n *Node) StartZtunnel() (err error) {
+func (n *Node) StartZtunnel() error {
+	n.offset = 100 * n.ztunnels
+	return n.startZtunnel()
+}
+
+// RestartZtunnel stops the node's ztunnel and starts one with further flags, on the same ports, once the first has ended.
+func (n *Node) RestartZtunnel(flags ...string) error {
+	if err := n.Ztunnel.Stop(stopGrace); err != nil {
+		return err
+	}
+	return n.startZtunnel(flags...)
+}
+
+func (n *Node) startZtunnel(flags ...string) (err error) {
 	n.ztunnels++
-	n.Ztunnel, err = n.lab.Start(n.NS, n.numbered("ztunnel", n.ztunnels), n.lab.Bin("ztunnel"),
+	argv := []string{n.lab.Bin("ztunnel"),
 		"--node-name", n.Name, "--log-format", "json",
 		"--zds-socket", filepath.Join(n.RunDir(), "ztunnel.sock"), "--agent-socket", n.AgentSocket(),
-		"--pin-root", n.PinRoot(), "--xds-address", "unix://"+filepath.Join(n.RunDir(), "controlplane.sock"),
+		"--pin-root", n.PinRoot(), "--xds-address", "unix://" + filepath.Join(n.RunDir(), "controlplane.sock"),
 		"--stats-address", n.ztunnelAddr(15020), "--readiness-address", n.ztunnelAddr(15021), "--admin-address", n.ztunnelAddr(15000),
-		"--drain-timeout", "30s")
+		"--drain-timeout", "30s"}
+	n.Ztunnel, err = n.lab.Start(n.NS, n.numbered("ztunnel", n.ztunnels), append(argv, flags...)...)
 	return err
 }
 
@@ -180,7 +195,7 @@ func (n *Node) numbered(kind string, number int) string {
 
 // ztunnelAddr keeps the ports of ztunnels on one node apart.
 func (n *Node) ztunnelAddr(port int) string {
-	return fmt.Sprintf("127.0.0.1:%d", port+100*(n.ztunnels-1))
+	return fmt.Sprintf("127.0.0.1:%d", port+n.offset)
 }
 
 // ZtunnelLogs are the logs of all ztunnels that ran on the node.
