@@ -50,7 +50,9 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
-	z.makeManager(life, node)
+	if err := z.makeManager(life, node); err != nil {
+		return err
+	}
 	select {
 	case <-z.synced:
 	case <-ctx.Done():
@@ -64,8 +66,8 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 	return client.Run(ctx)
 }
 
-// makeManager makes the proxy and the table of pods it serves. node is nil with a foreign agent.
-func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
+// makeManager makes the proxy and the table of pods it serves, and begins to serve ztunnel's own pod. node is nil with a foreign agent.
+func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) error {
 	prepare, listen := inpod.MarkWith(z.config.PacketMark), inpod.ListenInPod
 	if z.config.DNSCapture {
 		listen = inpod.ListenInPodForDNS
@@ -98,6 +100,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) {
 		Sockets: sockets, Listen: listen, Start: z.startPod(carrier, node == nil),
 		Observer: podCounts{z.metrics}, Log: telemetry.Scope(z.log, "inpod"),
 	}
+	return z.serveOwn(carrier)
 }
 
 func (z *ztunnel) keepDestinations(ctx context.Context, node *bpf.Node) {

@@ -43,10 +43,11 @@ type ztunnel struct {
 	synced <-chan struct{}
 	certs  *identity.Manager
 	crl    *identity.CRL // nil if none is configured
-	// proxy and pods are set when the datapath is open; read them after orders only, or under mu.
+	// proxy, pods and own, which is nil for none, are set when the datapath is open; read them after orders only, or under mu.
 	mu    sync.Mutex
 	proxy *proxy.Proxy
 	pods  *inpod.Manager
+	own   inpod.Proxy
 
 	// stop begins the end of the process; its cause is what main reports, nil for an end in order.
 	stop context.CancelCauseFunc
@@ -160,5 +161,10 @@ func (z *ztunnel) drain() {
 	z.ready.Pend("drain")
 	ctx, cancel := context.WithTimeout(context.Background(), z.config.DrainTimeout)
 	defer cancel()
+	var own sync.WaitGroup
+	if z.own != nil {
+		own.Go(func() { z.own.Drain(ctx) })
+	}
 	z.pods.Drain(ctx)
+	own.Wait()
 }

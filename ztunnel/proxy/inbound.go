@@ -79,6 +79,9 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 		return p.rejected(s, &rejection{refuse(VerdictRevoked, "%w", err), statusUnauthorized})
 	}
 	to, err := p.router.inbound(self, local.Addr(), s.Authority())
+	if err == nil {
+		err = p.offers(to)
+	}
 	if err != nil {
 		return p.rejected(s, err)
 	}

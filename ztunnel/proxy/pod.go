@@ -18,6 +18,7 @@ type podProxy struct {
 	*Proxy
 	info    inpod.Info
 	network network
+	ports   []uint16 // that peers may reach over HBONE; none for all
 	log     *slog.Logger
 	pool    *hbone.Pool
 	server  *hbone.Server

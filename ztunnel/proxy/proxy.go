@@ -100,10 +100,11 @@ func (p *Proxy) Serve(pod *inpod.Pod, l *inpod.Listeners) inpod.Proxy {
 	return p.serve(pod.Info, pod, l)
 }
 
-func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners) *podProxy {
+// serve offers peers all ports, or those given.
+func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners, ports ...uint16) *podProxy {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	pp := &podProxy{
-		Proxy: p, info: info, network: net, ctx: ctx, cancel: cancel,
+		Proxy: p, info: info, network: net, ports: ports, ctx: ctx, cancel: cancel,
 		log:     p.Log.With("pod", info.String()),
 		account: account{budget: &p.budget},
 		pool:    hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Logger: p.Log}),
