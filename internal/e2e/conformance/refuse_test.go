@@ -156,6 +156,8 @@ func metricsAccess(s *scene) {
 		}
 		s.wantLine(n, `"direction":"inbound"`, `"verdict":"mtls"`, fmt.Sprintf(`"dst.hbone_addr":"%s:15020"`, n.Wire4),
 			`"src.identity":"`+identityOf(s.pods["client"]), `"dst.identity":"spiffe://cluster.local/ns/sluice-system/sa/ztunnel"`)
+		s.knock("client", netip.AddrPortFrom(n.Wire4, 15000))
+		s.wantLine(n, `"direction":"inbound"`, `"verdict":"refused-reserved-port"`, "port 15000 of ztunnel's own pod is not for peers")
 	}
 }
 
