@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,13 @@ type apiLab struct {
 	*lab
 	server *labkube.APIServer
 	api    kubernetes.Interface
+	now    atomic.Pointer[Enroller] // the lab's, for the reporter
+}
+
+func (a *apiLab) restart() {
+	a.t.Helper()
+	a.lab.restart()
+	a.now.Store(a.e)
 }
 
 func newAPILab(t *testing.T) *apiLab {
@@ -48,7 +56,7 @@ func newAPILab(t *testing.T) *apiLab {
 	}
 	reporter := kube.NewReporter(kube.ReporterConfig{
 		Client: a.api, Node: node, Logger: slog.New(slog.DiscardHandler), States: func() (all []kube.State) {
-			for _, s := range a.e.States() {
+			for _, s := range a.now.Load().States() {
 				all = append(all, kube.State(s))
 			}
 			return all
@@ -58,6 +66,7 @@ func newAPILab(t *testing.T) *apiLab {
 		c.Catalog, c.WorkloadsDir = node, ""
 		c.Await, c.Changed, c.Refused = node.Await, reporter.Kick, reporter.Refused
 	})
+	a.now.Store(a.e)
 	wg.Go(func() { _ = node.Run(ctx) })
 	wg.Go(func() { _ = reporter.Run(ctx) })
 	return a
