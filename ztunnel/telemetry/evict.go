@@ -3,6 +3,7 @@
 package telemetry
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -60,40 +61,63 @@ func (m *Metrics) Evict(known *Known, idleSince time.Time) int {
 	return n
 }
 
-// evictSeries holds the lock that each new connection needs for a few series at a time only.
+// evictSeries holds the lock that each new connection needs only to list the series, and to take a few at a time.
 func (m *Metrics) evictSeries(known *Known, idleSince time.Time) (n int) {
 	m.mu.RLock()
-	var idle []*Series
-	for _, s := range m.series {
-		if s.isIdle(known, idleSince) {
-			idle = append(idle, s)
-		}
-	}
+	all := slices.Collect(maps.Values(m.series))
 	m.mu.RUnlock()
-	for batch := range slices.Chunk(idle, evictBatch) {
+	idle := slices.DeleteFunc(all, func(s *Series) bool { return !s.isIdle(known, idleSince) })
+	for batch := range slices.Chunk(idle, batchSize) {
 		n += m.evictBatch(batch, known, idleSince)
 	}
 	return n
 }
 
-// evictBatch is how many series are dropped at a time: well under a millisecond.
-const evictBatch = 64
+// batchSize is how many series are taken at a time.
+const batchSize = 64
 
-func (m *Metrics) evictBatch(batch []*Series, known *Known, idleSince time.Time) (n int) {
+// evictBatch drops without the lock: that waits for a scrape in progress.
+func (m *Metrics) evictBatch(batch []*Series, known *Known, idleSince time.Time) int {
+	taken := m.takeIdle(batch, known, idleSince)
+	for _, s := range taken {
+		s.drop()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range taken {
+		delete(m.dropping, s.labels)
+	}
+	m.dropped.Broadcast()
+	return len(taken)
+}
+
+// takeIdle takes those of batch that are still idle out of use. Until they leave m.dropping nobody may count under their
+// labels: it would be dropped with them.
+func (m *Metrics) takeIdle(batch []*Series, known *Known, idleSince time.Time) (taken []*Series) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range batch {
-		if !s.isIdle(known, idleSince) {
+		if m.series[s.labels] != s || !s.isIdle(known, idleSince) {
 			continue
 		}
 		delete(m.series, s.labels)
+		m.dropping[s.labels] = struct{}{}
 		if s.byWord {
 			m.byWord--
 		}
-		s.drop()
-		n++
+		taken = append(taken, s)
 	}
-	return n
+	return taken
+}
+
+// settleLocked waits until labels are not being dropped. It gives up the lock meanwhile.
+func (m *Metrics) settleLocked(labels Labels) {
+	for {
+		if _, ok := m.dropping[labels]; !ok {
+			return
+		}
+		m.dropped.Wait()
+	}
 }
 
 func (s *Series) isIdle(known *Known, since time.Time) bool {

@@ -4,9 +4,12 @@ package telemetry
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func countSeries(t *testing.T, m *Metrics, prefix string) int {
@@ -81,4 +84,53 @@ func TestEvictionSparesWhatIsInUse(t *testing.T) {
 	if n := countSeries(t, m, "istio_tcp_connections_opened"); n != 2 {
 		t.Errorf("%d series are exposed, want 2", n)
 	}
+}
+
+// TestEvictionKeepsNobodyWaiting: what waits for a scrape to end is the dropping, not the connections meanwhile.
+func TestEvictionKeepsNobodyWaiting(t *testing.T) {
+	m := NewMetrics("v")
+	gone := Labels{Source: Peer{Workload: "gone"}}
+	m.Series(gone).Open().Close(3, 3, FlagNone)
+	m.Series(Labels{MTLS: true}).Open().Close(1, 1, FlagNone)
+	scrape := make(chan prometheus.Metric) // a scrape that does not go on until it is read
+	go func() { m.opened.Collect(scrape); close(scrape) }()
+	<-scrape
+	evicted := make(chan int, 1)
+	go func() { evicted <- m.Evict(&Known{}, time.Now()) }()
+	back := make(chan *Conn, 1)
+	go func() {
+		defer close(back)
+		for m.isCounted(gone) {
+			runtime.Gosched()
+		}
+		m.Series(Labels{MTLS: true}).Open().Close(1, 1, FlagNone) // passes though the scrape holds up the dropping
+		for range scrape {
+		}
+		back <- m.Series(gone).Open() // after the dropping, not before it
+	}()
+	select {
+	case conn := <-back:
+		conn.Close(4, 4, FlagNone)
+	case <-time.After(10 * time.Second):
+		t.Error("a connection waits for the scrape")
+		for range scrape {
+		}
+		<-back
+	}
+	if n := <-evicted; n != 1 {
+		t.Errorf("%d evicted, want 1", n)
+	}
+	if n := countSeries(t, m, "istio_tcp_received"); n != 2 {
+		t.Errorf("%d series are exposed, want 2: what came back counts where a scrape sees it", n)
+	}
+	if len(m.dropping) != 0 {
+		t.Errorf("%d are being dropped, want none", len(m.dropping))
+	}
+}
+
+func (m *Metrics) isCounted(l Labels) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	_, ok := m.series[l]
+	return ok
 }

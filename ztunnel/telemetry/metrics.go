@@ -33,15 +33,18 @@ type Metrics struct {
 	// Destinations is the size of the set of addresses whose traffic the kernel captures.
 	Destinations prometheus.Gauge
 
-	mu      sync.RWMutex
-	series  map[Labels]*Series
-	byWord  int // of series
-	pollers []func()
+	mu       sync.RWMutex
+	series   map[Labels]*Series
+	dropping map[Labels]struct{} // taken from series by an eviction that has not dropped them yet
+	dropped  *sync.Cond          // of mu: dropping shrank
+	byWord   int                 // of series
+	pollers  []func()
 }
 
 // NewMetrics returns metrics registered with a registry of their own. version labels istio_build.
 func NewMetrics(version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), series: map[Labels]*Series{}}
+	m := &Metrics{registry: prometheus.NewRegistry(), series: map[Labels]*Series{}, dropping: map[Labels]struct{}{}}
+	m.dropped = sync.NewCond(&m.mu)
 	m.opened = m.counterVec("istio_tcp_connections_opened_total", "Connections opened.", labelNames...)
 	m.closed = m.counterVec("istio_tcp_connections_closed_total", "Connections closed.", labelNames...)
 	m.failed = m.counterVec("istio_tcp_connections_failed_total", "Connections that failed, by response_flags.", labelNames...)

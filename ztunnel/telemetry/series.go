@@ -50,6 +50,7 @@ func (m *Metrics) Series(labels Labels) *Series {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.settleLocked(labels)
 	return m.seriesLocked(labels)
 }
 
@@ -61,6 +62,7 @@ const maxByWord = 2000
 func (m *Metrics) SeriesByWord(labels Labels) *Series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.settleLocked(labels)
 	if s, ok := m.series[labels]; ok {
 		return s
 	}
@@ -70,6 +72,7 @@ func (m *Metrics) SeriesByWord(labels Labels) *Series {
 			far = &labels.Destination
 		}
 		*far = Peer{Principal: far.Principal}
+		m.settleLocked(labels)
 		return m.seriesLocked(labels)
 	}
 	s := m.seriesLocked(labels)
