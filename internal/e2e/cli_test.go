@@ -124,6 +124,13 @@ func TestFlowsAreFollowed(t *testing.T) {
 	_, err := m.Start(n.NS, "flows", m.Bin("sluice-installer"), "flows", "--follow", "--pod", "mesh/client", "-o", "json",
 		"--run-dir", n.RunDir(), "--state-dir", n.StateDir(), "--pin-root", n.PinRoot())
 	m.must(err)
+	testutil.Eventually(t, effect, func() error { // a connection made before the stream is open is not told of
+		m.wantReach("while followed")
+		if len(m.Lines("flows", `"kind":"open"`)) == 0 {
+			return errors.New("nothing is followed yet")
+		}
+		return nil
+	})
 	m.wantReach("while followed")
 	for _, kind := range []string{"open", "close"} {
 		m.wantLog("flows", `"kind":"`+kind+`"`, `"remote":"`+echoOf(m.server, 6).String()+`"`, `"path":"captured"`, `"outbound":true`)
