@@ -5,6 +5,7 @@ package testutil
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // askTimeout bounds one Ask; a test that waits longer has lost its connection.
@@ -44,6 +47,10 @@ func (e *Echo) serve(l net.Listener) {
 	defer e.wg.Done()
 	for {
 		c, err := l.Accept()
+		if errors.Is(err, unix.EMFILE) {
+			time.Sleep(pollInterval) // the test has used up its descriptors; accept fails even if nobody waits
+			continue
+		}
 		if err != nil {
 			return
 		}
