@@ -61,6 +61,9 @@ func (s *Sockets) work(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case job := <-s.jobs:
+			if err != nil { // there was no descriptor for it; now there may be
+				home, err = netns.Current()
+			}
 			result := socketResult{err: err}
 			if err == nil {
 				result.fds, result.err = socketsIn(job)
