@@ -172,7 +172,7 @@ func (p *podProxy) deliver(ctx context.Context, from netip.Addr, to netip.AddrPo
 	avoid := func(source netip.AddrPort) bool { return p.clients.has(client{source, to}) }
 	app, err := p.network.Deliver(ctx, from, to, avoid)
 	if err != nil {
-		return nil, refuse(VerdictConnect, "deliver: %w", err)
+		return nil, refuse(connectVerdict(err), "deliver: %w", err)
 	}
 	return app, nil
 }

@@ -4,7 +4,9 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
@@ -19,8 +21,8 @@ type acceptor struct {
 	ready     func() // waits before each accept; nil does not
 }
 
-// acceptLoop accepts until the listener is closed. It outlives shortages: a process out of descriptors recovers when some
-// close.
+// acceptLoop accepts until the listener is closed. It outlives shortages: a process out of descriptors refuses what waits,
+// and recovers when some are closed.
 func (p *podProxy) acceptLoop(a acceptor) {
 	for {
 		if a.ready != nil {
@@ -61,7 +63,13 @@ const acceptPause = 50 * time.Millisecond
 
 // short handles an accept that failed, and waits before the next. It reports false when the pod is no longer served.
 func (p *podProxy) short(a acceptor, err error) bool {
-	p.log.Error("cannot accept", "listener", a.ln.Addr().String(), "error", err)
+	if outOfDescriptors(err) {
+		for _, from := range p.spare.refuse(a.ln) {
+			p.refuseForLimit(a.direction, from, netip.AddrPort{}, fmt.Errorf("%w: %w", errLimit, err))
+		}
+	} else {
+		p.log.Error("cannot accept", "listener", a.ln.Addr().String(), "error", err)
+	}
 	select {
 	case <-time.After(acceptPause):
 		return true

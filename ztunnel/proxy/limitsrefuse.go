@@ -4,11 +4,14 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
@@ -45,6 +48,19 @@ func (p *podProxy) refuseForLimit(d telemetry.Direction, src, dst netip.AddrPort
 	}
 	ctx, f := p.begin(p.ctx, d, p.info.UID, src, dst)
 	f.end(ctx, refuse(VerdictLimit, "%w", err))
+}
+
+// connectVerdict is the verdict of a connection whose other half cannot be made.
+func connectVerdict(err error) Verdict {
+	if outOfDescriptors(err) {
+		return VerdictLimit
+	}
+	return VerdictConnect
+}
+
+// outOfDescriptors: the process has none left, or the whole machine has none.
+func outOfDescriptors(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
 // leasedConn is a connection of HBONE that the pod opened. It gives back its descriptor when it is closed.

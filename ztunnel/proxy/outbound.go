@@ -73,7 +73,7 @@ func (p *podProxy) carryPlain(ctx context.Context, f *flow, app *net.TCPConn, ro
 	defer cancel()
 	upstream, err := p.network.Dial(dialCtx, netip.Addr{}, route.dial)
 	if err != nil {
-		return refuse(VerdictConnect, "%w", err)
+		return refuse(connectVerdict(err), "%w", err)
 	}
 	return f.relay(ctx, app, upstream)
 }
@@ -140,7 +140,7 @@ func connectRefusal(err error, route *route) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err // cut: the cause is known to whoever cut
-	case errors.Is(err, errLimit):
+	case errors.Is(err, errLimit), outOfDescriptors(err):
 		return refuse(VerdictLimit, "connect to %s: %w", route.dial, err)
 	case errors.As(err, &status) && status.Code == 401:
 		return refuse(VerdictPeer, "refused by the policies of %s: %w", route.authority, err).flagged(telemetry.FlagDeny)

@@ -75,6 +75,7 @@ type Proxy struct {
 	live   live
 	hosts  hosts
 	budget budget
+	spare  spare
 }
 
 // New returns a Proxy. Its check of live connections against changed policies ends with ctx.
@@ -82,6 +83,8 @@ func New(ctx context.Context, c Config) *Proxy {
 	p := &Proxy{Config: c}
 	p.router.store, p.router.network, p.router.redirected = c.Store, c.Network, c.Redirected
 	p.budget.limits = c.Limits
+	p.spare.init()
+	context.AfterFunc(ctx, p.spare.close)
 	c.Metrics.OnScrape(p.live.progress)
 	go p.watchPolicies(ctx, c.Store.Subscribe())
 	return p

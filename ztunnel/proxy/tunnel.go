@@ -61,7 +61,7 @@ func (p *podProxy) connectApp(ctx context.Context, from netip.Addr, d *delivery)
 	defer cancel()
 	app, err := p.network.Dial(ctx, netip.Addr{}, netip.AddrPortFrom(loopback, d.to.Port()))
 	if err != nil {
-		return nil, refuse(VerdictConnect, "deliver: %w", err)
+		return nil, refuse(connectVerdict(err), "deliver: %w", err)
 	}
 	return app, nil
 }
