@@ -180,7 +180,7 @@ func newFarWorld(t *testing.T, vip netip.Addr, edits ...func(*discovery.Service)
 	w.server.served.Stop()
 	far = w.newProxyOn("far", storeOf(gateway, server, service("web", "10.77.0.1", []uint16{80, 8080})), nil)
 	w.server.served = w.serve(far, w.server, "server")
-	t.Cleanup(w.server.served.Stop)
+	t.Cleanup(func() { w.server.served.Stop() })
 
 	gw := farGateway(w.legacy.Addr4.String())
 	view := pod("server", "10.9.0.1", on(gw), serving("web", 80, 8080))
@@ -228,7 +228,9 @@ func TestOtherNetworkIsReachedInTwoLayers(t *testing.T) {
 func TestWordsOfOtherNetworksMayBeSwitchedOff(t *testing.T) {
 	vip := netip.MustParseAddr("10.99.0.1")
 	w, far, _ := newFarWorld(t, vip, sans("server"))
+	w.server.served.Stop()
 	far.NoResponseBaggage = true
+	w.server.served = w.serve(far, w.server, "server")
 	w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
 	if _, err := w.client.AskFrom(netip.AddrPortFrom(vip, 80)); err != nil {
 		t.Fatal(err)
