@@ -12,25 +12,25 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/kube"
 )
 
 // controlplaneConfig is what the control plane was told by flags.
 type controlplaneConfig struct {
-	Listen, Kubeconfig, Namespace, Identity string
-	ClusterID, TrustDomain, RootNamespace   string
-	Names, Trusted                          []string
-	LogLevel                                slog.Level
+	Listen, MetricsAddress                string
+	Kubeconfig, Namespace, Identity       string
+	ClusterID, TrustDomain, RootNamespace string
+	Names, Trusted                        []string
+	LogLevel                              slog.Level
 }
 
 func (c *controlplaneConfig) declare(fs *flagSet) {
 	c.Names, c.Trusted = nil, []string{"sluice-system/ztunnel"}
-	fs.StringVar(&c.Listen, "listen", ":15012", "host:port of xDS and CA, served with TLS while this process leads; not open otherwise")
+	fs.StringVar(&c.Listen, "listen", ":15012", "host:port of xDS and CA, served with TLS")
+	fs.StringVar(&c.MetricsAddress, "metrics-address", ":15014", "host:port for /metrics, /healthz/ready and /healthz/live; empty means none")
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach the Kubernetes API; default the pod's own service account")
 	fs.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the Lease, the root's Secret and the ConfigMap with its certificate; default $POD_NAMESPACE")
 	fs.StringVar(&c.Identity, "identity", os.Getenv("POD_NAME"), "name of this process in the Lease, different from all others; default $POD_NAME, else the host name")
@@ -43,7 +43,7 @@ func (c *controlplaneConfig) declare(fs *flagSet) {
 			return nil
 		}
 	}
-	fs.Func("dns-names", "comma-separated `names` of the serving certificate (default sluice-controlplane.NAMESPACE.svc)", list(&c.Names))
+	fs.Func("dns-names", "comma-separated `names` of the serving certificate (default sluice-controlplane.NAMESPACE, and that with .svc and .svc.cluster.local)", list(&c.Names))
 	fs.Func("trusted-accounts", "comma-separated service accounts, `NAMESPACE/NAME`, of node proxies (default sluice-system/ztunnel)", list(&c.Trusted))
 	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 }
@@ -54,7 +54,8 @@ func (c *controlplaneConfig) complete() error {
 		c.Identity, _ = os.Hostname()
 	}
 	if len(c.Names) == 0 {
-		c.Names = []string{"sluice-controlplane." + c.Namespace + ".svc"}
+		short := "sluice-controlplane." + c.Namespace
+		c.Names = []string{short + ".svc", short + ".svc.cluster.local", short}
 	}
 	var errs []error
 	if c.Namespace == "" {
@@ -62,6 +63,11 @@ func (c *controlplaneConfig) complete() error {
 	}
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		errs = append(errs, fmt.Errorf("--listen: %w", err))
+	}
+	if c.MetricsAddress != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsAddress); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-address: %w", err))
+		}
 	}
 	for _, a := range c.Trusted {
 		if ns, name, ok := strings.Cut(a, "/"); !ok || ns == "" || name == "" {
@@ -95,56 +101,6 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
-	return c.run(ctx, client, cluster, log)
-}
-
-// run watches from the start, so that a process that comes to lead knows all at once, and serves while it leads.
-func (c *controlplaneConfig) run(ctx context.Context, client kubernetes.Interface, cluster *kube.Cluster, log *slog.Logger) error {
-	g, ctx := errgroup.WithContext(ctx)
-	if err := cluster.Start(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	g.Go(func() error { return cluster.Run(ctx) })
-	g.Go(func() error {
-		err := kube.Lead(ctx, client, c.Namespace, c.Identity, log, func(ctx context.Context) error {
-			return c.serve(ctx, client, cluster, log)
-		})
-		if err == nil {
-			err = context.Canceled // Nothing is left to do.
-		}
-		return err
-	})
-	if err := g.Wait(); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
-// serve opens the port, which nobody but the leader has open.
-func (c *controlplaneConfig) serve(ctx context.Context, client kubernetes.Interface, cluster *kube.Cluster, log *slog.Logger) error {
-	root, err := kube.Root(ctx, client, c.Namespace, c.TrustDomain)
-	if err != nil {
-		return err
-	}
-	if err := kube.PublishRoot(ctx, client, c.Namespace, root); err != nil {
-		return err
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen)
-	if err != nil {
-		return err
-	}
-	server, err := controlplane.New(controlplane.Config{
-		Catalog: cluster, ClusterID: c.ClusterID, TrustDomain: c.TrustDomain, RootNamespace: c.RootNamespace, Logger: log,
-		Remote: &controlplane.Remote{
-			Listener: l, Root: root, Names: c.Names,
-			Admit: kube.NewTokens(client, cluster, c.Trusted).Admit, MayImpersonate: cluster.MayImpersonate,
-		},
-	})
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	return server.Run(ctx)
+	p := &controlPlane{cfg: &c, client: client, cluster: cluster, log: log}
+	return p.run(ctx)
 }

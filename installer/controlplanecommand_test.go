@@ -9,9 +9,12 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -39,6 +42,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
 
+	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/kube"
 	labkube "github.com/sluice-mesh/sluice/internal/lab/kube"
 	"github.com/sluice-mesh/sluice/internal/testutil"
@@ -76,13 +80,12 @@ type mesh struct {
 	*testing.T
 	api     *labkube.APIServer
 	client  kubernetes.Interface
-	address string
 	ztunnel *corev1.Pod // of node n1
 }
 
 func newMesh(t *testing.T) *mesh {
 	api := labkube.NewAPIServer(t)
-	m := &mesh{T: t, api: api, client: api.Client(), address: "127.0.0.1:" + strconv.Itoa(testutil.FreePort(t))}
+	m := &mesh{T: t, api: api, client: api.Client()}
 	ctx := t.Context()
 	for _, name := range []string{"sluice-system", "shop"} {
 		must(t)(m.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))
@@ -123,15 +126,24 @@ func (m *mesh) patchStatus(p *corev1.Pod, patch string) {
 	must(m.T)(m.client.CoreV1().Pods(p.Namespace).Patch(m.Context(), p.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status"))
 }
 
+// replica is a control plane that runs.
+type replica struct {
+	xds, metrics string
+	stop         func()
+}
+
 // start runs a control plane until the test ends, or stop is called.
-func (m *mesh) start(identity string) (stop func()) {
+func (m *mesh) start(identity string) *replica {
 	m.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	args := []string{"--kubeconfig", m.api.KubeconfigFor(controlplaneUser, "system:serviceaccounts"), "--namespace", "sluice-system", "--identity", identity, "--listen", m.address}
+	local := func() string { return "127.0.0.1:" + strconv.Itoa(testutil.FreePort(m)) }
+	r := &replica{xds: local(), metrics: local()}
+	args := []string{"--kubeconfig", m.api.KubeconfigFor(controlplaneUser, "system:serviceaccounts"), "--namespace", "sluice-system",
+		"--identity", identity, "--listen", r.xds, "--metrics-address", r.metrics}
 	go func() { done <- controlplaneCommand(ctx, args, m.Output(), m.Output()) }()
 	ended := false
-	stop = func() {
+	r.stop = func() {
 		cancel()
 		if !ended {
 			ended = true
@@ -140,12 +152,50 @@ func (m *mesh) start(identity string) (stop func()) {
 			}
 		}
 	}
-	m.Cleanup(stop)
-	return stop
+	m.Cleanup(r.stop)
+	return r
+}
+
+// get asks for a page of the replica's.
+func (r *replica) get(path string) (code int, body string) {
+	answer, err := http.Get("http://" + r.metrics + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return answer.StatusCode, string(text)
+}
+
+// wantMetrics waits for lines in what Prometheus reads.
+func (m *mesh) wantMetrics(r *replica, lines ...string) {
+	m.Helper()
+	testutil.Eventually(m, time.Minute, func() error {
+		_, page := r.get("/metrics")
+		for _, line := range lines {
+			if !strings.Contains(page, "\n"+line+"\n") {
+				return fmt.Errorf("no %q in\n%s", line, page)
+			}
+		}
+		return nil
+	})
+}
+
+func (m *mesh) wantReady(r *replica) {
+	m.Helper()
+	testutil.Eventually(m, time.Minute, func() error {
+		if code, body := r.get("/healthz/ready"); code != http.StatusOK {
+			return fmt.Errorf("not ready: %d %s", code, body)
+		}
+		return nil
+	})
 }
 
 // dial connects as a ztunnel does: by the root that the ConfigMap has, with a token bound to its pod.
-func (m *mesh) dial() (*grpc.ClientConn, context.Context) {
+func (m *mesh) dial(r *replica) (*grpc.ClientConn, context.Context) {
 	m.Helper()
 	var root string
 	testutil.Eventually(m, time.Minute, func() error {
@@ -157,7 +207,7 @@ func (m *mesh) dial() (*grpc.ClientConn, context.Context) {
 	})
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(root))
-	conn, err := grpc.NewClient(m.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+	conn, err := grpc.NewClient(r.xds, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		RootCAs: pool, ServerName: "sluice-controlplane.sluice-system.svc", MinVersion: tls.VersionTLS13,
 	})))
 	if err != nil {
@@ -186,12 +236,12 @@ func TestControlplaneServesTheCluster(t *testing.T) {
 		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "db"}, Ports: []corev1.ServicePort{{Port: 5432}}},
 	}, metav1.CreateOptions{}))
 	m.outsider()
-	stop := m.start("a")
-	conn, ctx := m.dial()
+	a := m.start("a")
+	conn, ctx := m.dial(a)
 
 	testutil.Eventually(t, time.Minute, func() error { _, err := certificate(ctx, conn, "shop", "web"); return err })
-	if _, err := certificate(ctx, conn, "shop", "db"); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("certificate for a pod of another node: got %v, want Unauthenticated", err)
+	if _, err := certificate(ctx, conn, "shop", "db"); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), `node "n1"`) {
+		t.Errorf("certificate for a pod of another node: got %v, want Unauthenticated and why", err)
 	}
 	if _, err := certificate(t.Context(), conn, "shop", "web"); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("certificate without a token: got %v, want Unauthenticated", err)
@@ -200,22 +250,135 @@ func TestControlplaneServesTheCluster(t *testing.T) {
 		t.Errorf("addresses without a token: got %v, want Unauthenticated", err)
 	}
 	checkAddresses(ctx, t, conn)
+	m.wantReady(a)
+	m.wantMetrics(a, "sluice_controlplane_leads 1", `sluice_controlplane_objects{kind="Pod"} 3`, "sluice_controlplane_callers_refused_total 2",
+		`sluice_controlplane_certificates_total{result="issued"} 1`, `sluice_controlplane_certificates_total{result="refused"} 1`)
+	m.checkStrict(ctx, conn)
+}
 
-	// Another takes over, with the same root: the client does not notice but for its connection.
-	m.start("b")
-	before, err := certificate(ctx, conn, "shop", "web")
+// anchors are what peers are to trust, by a certificate that was got.
+func anchors(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+	chain, err := certificate(ctx, conn, "shop", "web")
 	if err != nil {
+		return "", err
+	}
+	return chain[len(chain)-1], nil
+}
+
+func TestControlplaneReplicasShareOneRoot(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.start("a"), m.start("b") // at once: both find no root
+	var roots []string
+	for _, r := range []*replica{a, b} {
+		m.wantReady(r) // both serve
+		conn, ctx := m.dial(r)
+		root, err := anchors(ctx, conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, root)
+	}
+	if roots[0] != roots[1] {
+		t.Fatalf("two roots:\n%s\n%s", roots[0], roots[1])
+	}
+	leads := func(r *replica) bool {
+		_, page := r.get("/metrics")
+		return strings.Contains(page, "\nsluice_controlplane_leads 1\n")
+	}
+	testutil.Eventually(t, time.Minute, func() error {
+		if leads(a) == leads(b) {
+			return fmt.Errorf("a leads: %v, b leads: %v", leads(a), leads(b))
+		}
+		return nil
+	})
+	if leads(b) {
+		a, b = b, a
+	}
+	// Whoever is left serves on, and comes to look after the root: it puts back what is deleted, as it was.
+	a.stop()
+	secrets := m.client.CoreV1().Secrets("sluice-system")
+	m.wantMetrics(b, "sluice_controlplane_leads 1")
+	if err := secrets.Delete(t.Context(), kube.RootSecret, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	stop()
+	testutil.Eventually(t, time.Minute, func() error { _, err := secrets.Get(t.Context(), kube.RootSecret, metav1.GetOptions{}); return err })
+	conn, ctx := m.dial(m.start("c"))
 	testutil.Eventually(t, time.Minute, func() error {
-		after, err := certificate(ctx, conn, "shop", "web")
-		if err == nil && after[len(after)-1] != before[len(before)-1] {
-			t.Fatal("the root changed with the leader")
+		root, err := anchors(ctx, conn)
+		if err == nil && root != roots[0] {
+			t.Fatal("the root changed")
 		}
 		return err
 	})
-	m.checkStrict(ctx, conn)
+}
+
+func TestControlplaneServesOnInAnOutage(t *testing.T) {
+	m := newMesh(t)
+	a := m.start("a")
+	conn, ctx := m.dial(a)
+	m.wantReady(a)
+	if _, err := anchors(ctx, conn); err != nil {
+		t.Fatal(err)
+	}
+	m.api.Stop()
+	m.wantMetrics(a, "sluice_controlplane_leads 0") // which takes as long as the Lease lasts
+	m.wantReady(a)
+	if _, err := anchors(ctx, conn); err != nil {
+		t.Errorf("certificate in an outage: %v", err)
+	}
+	if all, err := addresses(ctx, conn); err != nil || all["Kubernetes//Pod/shop/db"] == nil {
+		t.Errorf("addresses in an outage: %d of them, %v", len(all), err)
+	}
+	m.api.Start()
+	m.wantMetrics(a, "sluice_controlplane_leads 1")
+}
+
+func TestControlplaneChangesItsRoot(t *testing.T) {
+	m := newMesh(t)
+	a := m.start("a")
+	conn, ctx := m.dial(a)
+	m.wantReady(a)
+	before, err := anchors(ctx, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := controlplane.NewRootPEM("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As docs/CONTROLPLANE.md says: first both are trusted, by clients too, then the new one signs.
+	m.patchRoot(map[string]string{"root-cert.pem": before + string(next.Cert)})
+	m.wantAnchors(ctx, conn, before+string(next.Cert))
+	testutil.Eventually(t, time.Minute, func() error {
+		cm, err := m.client.CoreV1().ConfigMaps("sluice-system").Get(t.Context(), kube.RootConfigMap, metav1.GetOptions{})
+		if err == nil && !strings.Contains(cm.Data["root-cert.pem"], string(next.Cert)) {
+			return errors.New("the new root is not published")
+		}
+		return err
+	})
+	conn, ctx = m.dial(a)
+	m.patchRoot(map[string]string{"root-key.pem": string(next.Key), "root-cert.pem": string(next.Cert) + before})
+	m.wantAnchors(ctx, conn, string(next.Cert)+before)
+}
+
+func (m *mesh) patchRoot(data map[string]string) {
+	m.Helper()
+	patch, err := json.Marshal(map[string]any{"stringData": data})
+	if err != nil {
+		m.Fatal(err)
+	}
+	must(m.T)(m.client.CoreV1().Secrets("sluice-system").Patch(m.Context(), kube.RootSecret, types.MergePatchType, patch, metav1.PatchOptions{}))
+}
+
+func (m *mesh) wantAnchors(ctx context.Context, conn *grpc.ClientConn, want string) {
+	m.Helper()
+	testutil.Eventually(m, time.Minute, func() error {
+		got, err := anchors(ctx, conn)
+		if err == nil && got != want {
+			return fmt.Errorf("anchors:\n%s\nwant\n%s", got, want)
+		}
+		return err
+	})
 }
 
 // outsider is a service with an address that is no pod's.
@@ -307,7 +470,7 @@ func addresses(ctx context.Context, conn *grpc.ClientConn) (map[string]*workload
 	}
 	if err := s.Send(&discovery.DeltaDiscoveryRequest{
 		Node: &core.Node{Id: "ztunnel~10.1.0.1~zt.sluice-system~sluice-system.svc.cluster.local"}, TypeUrl: "type.googleapis.com/istio.workload.Address",
-	}); err != nil && err != io.EOF { // EOF: the server has ended the stream, and Recv says why
+	}); err != nil && !errors.Is(err, io.EOF) { // for why the stream has ended, Recv tells
 		return nil, err
 	}
 	answer, err := s.Recv()

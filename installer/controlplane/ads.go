@@ -19,7 +19,8 @@ import (
 // ads serves delta xDS: wildcard subscriptions to addresses and authorizations.
 type ads struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	log *slog.Logger
+	counters *Counters
+	log      *slog.Logger
 
 	mu      sync.Mutex // guards what follows
 	current *resources
@@ -28,8 +29,8 @@ type ads struct {
 	streams int
 }
 
-func newADS(log *slog.Logger) *ads {
-	return &ads{log: log, changed: make(chan struct{})}
+func newADS(counters *Counters, log *slog.Logger) *ads {
+	return &ads{counters: counters, log: log, changed: make(chan struct{})}
 }
 
 // set makes r what every stream is brought to.
@@ -58,6 +59,8 @@ func (a *ads) nextStream() int {
 // DeltaAggregatedResources serves one client until it leaves.
 func (a *ads) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	s := &stream{ads: a, grpc: g, log: a.log.With("stream", a.nextStream()), subs: map[string]*subscription{}}
+	a.counters.Streams.Add(1)
+	defer a.counters.Streams.Add(-1)
 	requests := make(chan *discovery.DeltaDiscoveryRequest)
 	failed := make(chan error, 1)
 	go s.receive(requests, failed) // ends with the stream's context, which ends when this function returns
@@ -196,6 +199,7 @@ func (s *stream) handle(req *discovery.DeltaDiscoveryRequest, now *resources) er
 	}
 	switch {
 	case req.ErrorDetail != nil:
+		s.ads.counters.Rejected.Add(1)
 		s.log.Error("ztunnel refused resources; what it had of them stays in force", "type", req.TypeUrl, "nonce", req.ResponseNonce,
 			"stale", req.ResponseNonce != sub.nonce, "reason", req.ErrorDetail.GetMessage())
 	case req.ResponseNonce == sub.nonce:

@@ -39,6 +39,7 @@ type ca struct {
 	maxTTL      time.Duration
 	// mayImpersonate returns why the caller may not have the identity, or nil.
 	mayImpersonate func(ctx context.Context, identity string) error
+	counters       *Counters
 	log            *slog.Logger
 }
 
@@ -46,9 +47,11 @@ type ca struct {
 func (c *ca) CreateCertificate(ctx context.Context, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
 	leaf, identity, err := c.issue(ctx, req)
 	if err != nil {
+		c.counters.CertificatesRefused.Add(1)
 		c.log.Warn("certificate refused", "identity", identity, "error", status.Convert(err).Message())
 		return nil, err
 	}
+	c.counters.CertificatesIssued.Add(1)
 	c.log.Info("certificate issued", "identity", identity, "serial", leaf.SerialNumber.Text(16), "until", leaf.NotAfter)
 	return &securityv1alpha1.IstioCertificateResponse{CertChain: []string{certPEM(leaf.Raw), c.root.pem}}, nil
 }

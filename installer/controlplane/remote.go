@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -45,7 +46,8 @@ type Remote struct {
 	MayImpersonate func(node, identity string) error
 }
 
-// RootPEM is the mesh's root: a PKCS #8 key and its certificate.
+// RootPEM is the mesh's root: a PKCS #8 key and its certificate, behind which there may be others that peers are to trust,
+// too.
 type RootPEM struct{ Key, Cert []byte }
 
 // NewRootPEM makes a root.
@@ -70,7 +72,7 @@ func (p RootPEM) Validate() error { _, err := p.parse(); return err }
 
 func (p RootPEM) parse() (*root, error) {
 	kb, _ := pem.Decode(p.Key)
-	cb, _ := pem.Decode(p.Cert)
+	cb, more := pem.Decode(p.Cert)
 	if kb == nil || cb == nil {
 		return nil, errors.New("root: key or certificate is no PEM")
 	}
@@ -83,7 +85,32 @@ func (p RootPEM) parse() (*root, error) {
 		return nil, fmt.Errorf("root: %w", err)
 	}
 	r := &root{key: key, cert: cert, pem: certPEM(cert.Raw)}
-	return r, r.check("root certificate")
+	if err := r.check("root certificate"); err != nil {
+		return nil, err
+	}
+	return r, r.trust(more)
+}
+
+// trust adds certificates, as PEM, that peers are to trust beside the root's own: while the root is changed for another.
+func (r *root) trust(text []byte) error {
+	for n := 2; ; n++ {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			if len(bytes.TrimSpace(text)) > 0 {
+				return fmt.Errorf("root: certificate %d is no PEM", n)
+			}
+			return nil
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("root: certificate %d: %w", n, err)
+		}
+		if !cert.IsCA {
+			return fmt.Errorf("root: certificate %d is no CA certificate", n)
+		}
+		r.pem += certPEM(cert.Raw)
+		text = rest
+	}
 }
 
 func (r *Remote) complete() error {

@@ -42,6 +42,8 @@ type Config struct {
 	// MayImpersonate decides whether this node's ztunnel may have a certificate for a SPIFFE URI: whether an enrolled pod
 	// of this node has that identity. It is called concurrently and must not block for long.
 	MayImpersonate func(identity string) bool
+	// Counters, if set, count what the server does.
+	Counters *Counters
 	// Logger is slog.Default if nil.
 	Logger *slog.Logger
 }
@@ -79,8 +81,8 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control plane: %w", err)
 	}
-	s.ca = &ca{root: key, trustDomain: cfg.TrustDomain, maxTTL: cfg.MaxCertTTL, mayImpersonate: may, log: s.log}
-	s.ads = newADS(s.log)
+	s.ca = &ca{root: key, trustDomain: cfg.TrustDomain, maxTTL: cfg.MaxCertTTL, mayImpersonate: may, counters: cfg.Counters, log: s.log}
+	s.ads = newADS(cfg.Counters, s.log)
 	if err := s.publish(); err != nil {
 		return nil, fmt.Errorf("control plane: %w", err)
 	}
@@ -101,6 +103,9 @@ func (c *Config) complete() error {
 	}
 	if c.MaxCertTTL == 0 {
 		c.MaxCertTTL = defaultCertTTL
+	}
+	if c.Counters == nil {
+		c.Counters = &Counters{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

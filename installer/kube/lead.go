@@ -14,15 +14,15 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// LeaseName is that of the Lease whose holder serves.
+// LeaseName is that of the Lease whose holder looks after the mesh's root.
 const LeaseName = "sluice-controlplane"
 
 // ErrDeposed reports that another one has, or may have, taken the lead.
 var ErrDeposed = errors.New("the lease is lost: another control plane leads now, or may")
 
 // Lead waits until this process, known to others as identity, holds the Lease, and then runs serve until ctx ends, serve
-// returns, or the Lease is lost. Two may serve for a moment when it changes hands. That does no harm: they go by the same
-// API, and sign with the same root.
+// returns, or the Lease is lost. Two may lead for a moment when it changes hands. That does no harm: the API lets one of
+// them make the root, and the other reads it.
 func Lead(ctx context.Context, client kubernetes.Interface, namespace, identity string, log *slog.Logger, serve func(context.Context) error) error {
 	term, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -33,20 +33,21 @@ func Root(ctx context.Context, client kubernetes.Interface, namespace, trustDoma
 		if merr != nil {
 			return controlplane.RootPEM{}, merr
 		}
-		secret, err = secrets.Create(ctx, &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Name: RootSecret, Namespace: namespace},
-			Data:       map[string][]byte{rootKeyField: made.Key, rootCertField: made.Cert},
-		}, metav1.CreateOptions{})
+		secret, err = secrets.Create(ctx, newSecret(namespace, made), metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			secret, err = secrets.Get(ctx, RootSecret, metav1.GetOptions{})
 		}
 	}
+	return rootOf(secret, err)
+}
+
+func rootOf(secret *corev1.Secret, err error) (controlplane.RootPEM, error) {
 	if err != nil {
 		return controlplane.RootPEM{}, fmt.Errorf("root key: %w", err)
 	}
 	root := controlplane.RootPEM{Key: secret.Data[rootKeyField], Cert: secret.Data[rootCertField]}
 	if err := root.Validate(); err != nil {
-		return controlplane.RootPEM{}, fmt.Errorf("secret %s/%s: %w (put its content back, or delete it to start a new mesh root)", namespace, RootSecret, err)
+		return controlplane.RootPEM{}, fmt.Errorf("secret %s/%s: %w (put its content back, or stop all control planes and delete it to start a new mesh root)", secret.Namespace, RootSecret, err)
 	}
 	return root, nil
 }
