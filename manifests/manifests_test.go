@@ -32,7 +32,10 @@ func renderings(t *testing.T) map[string]struct {
 		"overlays/istiod":   {kustomize(t, "overlays/istiod"), "istio-system"},
 		"overlays/api":      {kustomize(t, "overlays/api"), "sluice-system"},
 		"chart":             {helm(t), "sluice-system"},
-		"chart for istiod":  {helm(t, istiod...), "sluice-system"},
+		"chart with api":    {helm(t, "--set", "controlPlane.mode=api"), "sluice-system"},
+		"chart with api elsewhere": {helm(t, "--namespace", "mesh", "--set", "controlPlane.mode=api,controlPlane.api.replicas=3,"+
+			"controlPlane.api.extraArgs={--cluster-id=east}"), "mesh"},
+		"chart for istiod": {helm(t, istiod...), "sluice-system"},
 		"chart with named CNI folders": {helm(t, append(folders, "--set", "podMonitor.enabled=true,agent.dnsCapture=true,"+
 			"agent.logLevel=debug,cni.mode=owned,agent.excludeNamespaces={a,b},ztunnel.env.LOG_LEVEL=debug")...), "sluice-system"},
 	}
@@ -46,8 +49,15 @@ func TestEveryRenderingHoldsTogether(t *testing.T) {
 				checkDaemonSet(t, r.objects, ds)
 			}
 			checkBindings(t, r.objects)
-			checkStarts(t, built(t, "bin/sluice-installer"), agent)
-			checkStarts(t, built(t, "bin/ztunnel"), ztunnel)
+			checkStarts(t, built(t, "bin/sluice-installer"), agent.Spec.Template.Spec)
+			checkStarts(t, built(t, "bin/ztunnel"), ztunnel.Spec.Template.Spec)
+			if plane, ok := r.objects[fmt.Sprintf("Deployment %s/sluice-controlplane", r.namespace)].(*appsv1.Deployment); ok {
+				checkControlplane(t, r.objects, plane)
+				checkStarts(t, built(t, "bin/sluice-installer"), plane.Spec.Template.Spec)
+				checkReachesControlplane(t, ztunnel, plane.Namespace)
+			} else if strings.Contains(name, "api") {
+				t.Error("no Deployment of the control plane")
+			}
 		})
 	}
 }
@@ -100,6 +110,40 @@ func checkContainer(t *testing.T, owner string, pod corev1.PodSpec, c corev1.Con
 	}
 }
 
+// checkControlplane wants of the control plane what the profile "restricted" does, and that its Service finds it.
+func checkControlplane(t *testing.T, all objects, plane *appsv1.Deployment) {
+	t.Helper()
+	pod := plane.Spec.Template
+	checkContainer(t, plane.Name, pod.Spec, pod.Spec.Containers[0])
+	if s := pod.Spec.Containers[0].SecurityContext; s.RunAsNonRoot == nil || !*s.RunAsNonRoot || len(s.Capabilities.Add) > 0 || pod.Spec.HostNetwork || len(pod.Spec.Volumes) > 0 {
+		t.Errorf("control plane may more than it needs: %+v", pod.Spec)
+	}
+	if all[fmt.Sprintf("ServiceAccount %s/%s", plane.Namespace, pod.Spec.ServiceAccountName)] == nil || pod.Labels["istio.io/dataplane-mode"] != "none" {
+		t.Errorf("control plane: account %s, labels %v", pod.Spec.ServiceAccountName, pod.Labels)
+	}
+	service, ok := all[fmt.Sprintf("Service %s/%s", plane.Namespace, plane.Name)].(*corev1.Service)
+	if !ok {
+		t.Fatal("no Service of the control plane")
+	}
+	for key, value := range service.Spec.Selector {
+		if pod.Labels[key] != value {
+			t.Errorf("Service selects %s=%s, pods have %q", key, value, pod.Labels[key])
+		}
+	}
+	if target := service.Spec.Ports[0].TargetPort.StrVal; !slices.ContainsFunc(pod.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == target }) {
+		t.Errorf("Service: no port %q in its pods", target)
+	}
+}
+
+// checkReachesControlplane wants ztunnel to ask by a name that the control plane's certificate has by default.
+func checkReachesControlplane(t *testing.T, ztunnel *appsv1.DaemonSet, namespace string) {
+	t.Helper()
+	want := corev1.EnvVar{Name: "XDS_ADDRESS", Value: "https://sluice-controlplane." + namespace + ".svc:15012"}
+	if env := ztunnel.Spec.Template.Spec.Containers[0].Env; !slices.Contains(env, want) {
+		t.Errorf("ztunnel: no %v in %v", want, env)
+	}
+}
+
 // checkBindings follows each binding to its role and its accounts.
 func checkBindings(t *testing.T, all objects) {
 	t.Helper()
@@ -126,9 +170,9 @@ func checkBindings(t *testing.T, all objects) {
 }
 
 // checkStarts has the binary itself read the container's flags: what follows them is asked for only if they are good.
-func checkStarts(t *testing.T, program string, ds *appsv1.DaemonSet) {
+func checkStarts(t *testing.T, program string, pod corev1.PodSpec) {
 	t.Helper()
-	args := append(slices.Clone(ds.Spec.Template.Spec.Containers[0].Args), "--help")
+	args := append(slices.Clone(pod.Containers[0].Args), "--help")
 	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "Usage") && !strings.Contains(string(out), "\nUsage") {
 		t.Errorf("%s %v: %v\n%s", program, args, err, out)
 	}
@@ -148,6 +192,7 @@ func TestChartIsAsTheKustomization(t *testing.T) {
 		values  []string
 	}{
 		"embedded": {"overlays/embedded", nil},
+		"api":      {"overlays/api", []string{"--set", "controlPlane.mode=api"}},
 		"istiod":   {"overlays/istiod", []string{"--namespace", "istio-system", "--set", "controlPlane.mode=istiod"}},
 	} {
 		t.Run(name, func(t *testing.T) {

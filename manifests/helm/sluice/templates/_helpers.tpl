@@ -12,6 +12,15 @@ app.kubernetes.io/part-of: sluice
 {{- end -}}
 {{- end -}}
 
+{{/* Where ztunnels find xDS and CA; empty: at the agent's socket. */}}
+{{- define "sluice.xdsAddress" -}}
+{{- if eq .Values.controlPlane.mode "istiod" -}}
+https://{{ .Values.controlPlane.istiod.address }}
+{{- else if eq .Values.controlPlane.mode "api" -}}
+https://sluice-controlplane.{{ .Release.Namespace }}.svc:15012
+{{- end -}}
+{{- end -}}
+
 {{- define "sluice.pullSecrets" -}}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
