@@ -53,6 +53,11 @@ func (z *ztunnel) servePods(ctx, life context.Context) error {
 	if err := z.makeManager(life, node); err != nil {
 		return err
 	}
+	z.life.Go(func() {
+		tick := time.NewTicker(returnInterval)
+		defer tick.Stop()
+		returnMemory(life, tick.C, z.proxy.Live)
+	})
 	select {
 	case <-z.synced:
 	case <-ctx.Done():

@@ -79,6 +79,13 @@ type Connection struct {
 	Protocol  string              `json:"protocol"`
 }
 
+// Live returns how many connections there are.
+func (p *Proxy) Live() int {
+	p.live.mu.Lock()
+	defer p.live.mu.Unlock()
+	return len(p.live.flows)
+}
+
 // Connections lists the live connections.
 func (p *Proxy) Connections() []Connection {
 	var all []Connection
