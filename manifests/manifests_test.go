@@ -31,8 +31,8 @@ func renderings(t *testing.T) map[string]struct {
 		"overlays/embedded": {kustomize(t, "overlays/embedded"), "sluice-system"},
 		"overlays/istiod":   {kustomize(t, "overlays/istiod"), "istio-system"},
 		"overlays/api":      {kustomize(t, "overlays/api"), "sluice-system"},
-		"chart":             {helm(t), "sluice-system"},
-		"chart with api":    {helm(t, "--set", "controlPlane.mode=api"), "sluice-system"},
+		"chart with api":    {helm(t), "sluice-system"},
+		"chart, embedded":   {helm(t, "--set", "controlPlane.mode=embedded"), "sluice-system"},
 		"chart with api elsewhere": {helm(t, "--namespace", "mesh", "--set", "controlPlane.mode=api,controlPlane.api.replicas=3,"+
 			"controlPlane.api.extraArgs={--cluster-id=east}"), "mesh"},
 		"chart for istiod": {helm(t, istiod...), "sluice-system"},
@@ -191,8 +191,9 @@ func TestChartIsAsTheKustomization(t *testing.T) {
 		overlay string
 		values  []string
 	}{
-		"embedded": {"overlays/embedded", nil},
+		"default":  {".", nil},
 		"api":      {"overlays/api", []string{"--set", "controlPlane.mode=api"}},
+		"embedded": {"overlays/embedded", []string{"--set", "controlPlane.mode=embedded"}},
 		"istiod":   {"overlays/istiod", []string{"--namespace", "istio-system", "--set", "controlPlane.mode=istiod"}},
 	} {
 		t.Run(name, func(t *testing.T) {
