@@ -30,10 +30,10 @@ scripts  := $(shell git ls-files '*.sh' .ci/run 2>/dev/null)
 c_files   = $(shell git ls-files 'bpf/*.c' 'bpf/include/*.bpf.h' 'bpf/*.bpf.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate test test-root lint fmt demo demo-up demo-down bench image clean packages test-packages FORCE
+.PHONY: help build generate test test-root e2e lint fmt demo demo-up demo-down bench image clean packages test-packages FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: $(addprefix build/bin/,$(binaries)) build/cni/bridge ## static binaries to build/bin, the demo's CNI plugins to build/cni
 
@@ -60,11 +60,19 @@ build/k8s/kustomize build/k8s/helm: internal/tools/manifests/go.mod
 	@touch $@
 
 kube_ver := k8s.io/component-base/version
-kube_tag := $(shell sed -n 's/^require k8s.io\/kubernetes //p' internal/tools/kube/go.mod)
-build/k8s/kube-apiserver: internal/tools/kube/go.mod
+kube_tag := $(shell sed -n 's/^.*k8s.io\/kubernetes \(v[0-9.]*\)$$/\1/p' internal/tools/kube/go.mod)
+# All of Kubernetes is one binary, of which a part is the name that it is called by.
+kube_parts := $(addprefix build/k8s/,kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl)
+$(kube_parts): build/k8s/hyperkube
+	ln -sfn $(<F) $@
+build/k8s/hyperkube: internal/tools/kube/go.mod internal/tools/kube/hyperkube/main.go
 	cd internal/tools/kube && $(static) -o $(CURDIR)/$@ \
 		-ldflags '-s -w -X $(kube_ver).gitVersion=$(kube_tag) -X $(kube_ver).gitMajor=1 -X $(kube_ver).gitMinor=$(word 2,$(subst ., ,$(kube_tag))) -X $(kube_ver).gitTreeState=clean' \
-		k8s.io/kubernetes/cmd/kube-apiserver
+		./hyperkube
+	@touch $@
+
+build/k8s/coredns: internal/tools/dns/go.mod internal/tools/dns/main.go
+	cd internal/tools/dns && $(static) -o $(CURDIR)/$@ .
 	@touch $@
 
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
@@ -88,6 +96,11 @@ test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm build
 
 test-root: export CI = true
 test-root: test ## as test, but a test that cannot run fails
+
+# The cluster is two nodes out of namespaces: internal/lab/cluster.
+e2e: export CI = true
+e2e: build build/containerd/containerd $(kube_parts) build/k8s/coredns test-packages ## a real Kubernetes cluster of two nodes with the mesh on it; as root; what is built for it is 4 GB of cache
+	SLUICE_BUILD=$(CURDIR)/build SLUICE_E2E=1 $(GO) test -timeout 30m ./internal/e2e/cluster
 
 lint: ## formats, vet, staticcheck, shellcheck, import and wording rules
 	@internal/tools/packages.sh lint

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -38,10 +39,11 @@ func newPKI(t testing.TB, dir, address string) *pki {
 	ca.IsCA, ca.BasicConstraintsValid, ca.KeyUsage = true, true, x509.KeyUsageCertSign
 	p.cert = p.sign(t, ca, ca, p.key)
 	p.write(t, "ca.crt", "CERTIFICATE", p.cert.Raw)
+	p.writeKey(t, "ca.key", p.key)
 
 	server, key := template("kube-apiserver"), newKey(t)
 	server.DNSNames = []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"}
-	server.IPAddresses = []net.IP{net.ParseIP(address), net.ParseIP("10.252.0.1")}
+	server.IPAddresses = []net.IP{net.ParseIP(address), net.ParseIP(ServiceAddress), net.ParseIP(ServiceAddress6)}
 	p.write(t, "server.crt", "CERTIFICATE", p.sign(t, server, p.cert, key).Raw)
 	p.writeKey(t, "server.key", key)
 	p.serviceAccountKey(t)
@@ -111,15 +113,17 @@ func (p *pki) writeKey(t testing.TB, name string, key *ecdsa.PrivateKey) {
 	p.write(t, name, "EC PRIVATE KEY", der)
 }
 
-// user issues a client certificate, and returns it and its key as PEM.
-func (p *pki) user(t testing.TB, name string, groups []string) (cert, key []byte) {
+// user issues a certificate for clients, and for servers at the given addresses, and returns it and its key as PEM.
+func (p *pki) user(t testing.TB, name string, groups []string, at ...net.IP) (cert, key []byte) {
 	t.Helper()
 	k := newKey(t)
 	der, err := x509.MarshalECPrivateKey(k)
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := p.sign(t, template(name, groups...), p.cert, k)
+	wanted := template(name, groups...)
+	wanted.IPAddresses = at
+	leaf := p.sign(t, wanted, p.cert, k)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
 		pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 }
@@ -148,4 +152,26 @@ func (p *pki) kubeconfig(t testing.TB, url, user string, groups []string) string
 		t.Fatal(err)
 	}
 	return path
+}
+
+// CA is the file of the cluster's certificate authority.
+func (s *APIServer) CA() string { return s.pki.path("ca.crt") }
+
+// CAKey is the file of its key.
+func (s *APIServer) CAKey() string { return s.pki.path("ca.key") }
+
+// TokenKey is the file of the key that signs service accounts' tokens.
+func (s *APIServer) TokenKey() string { return s.pki.path("sa.key") }
+
+// Certificate issues one for a user who is in group and serves at the given addresses, and returns the paths of
+// certificate and key.
+func (s *APIServer) Certificate(user, group string, at ...net.IP) (cert, key string) {
+	s.t.Helper()
+	c, k := s.pki.user(s.t, user, []string{group}, at...)
+	dir := s.t.TempDir()
+	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	if err := errors.Join(os.WriteFile(cert, c, 0o600), os.WriteFile(key, k, 0o600)); err != nil {
+		s.t.Fatal(err)
+	}
+	return cert, key
 }

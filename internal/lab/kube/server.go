@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -30,13 +31,24 @@ import (
 // startTimeout is how long etcd and the API server together may take, on a machine that is busy.
 const startTimeout = 2 * time.Minute
 
-// Config says where an API server runs. The zero value is 127.0.0.1 and the network namespace of the test.
+// Config says where an API server runs, and for what. The zero value is 127.0.0.1 and the network namespace of the test.
 type Config struct {
 	// Address is where it listens. It must be an address of the namespace.
 	Address string
 	// Wrap comes before the command of each process, to run it in a namespace of its own: nsenter and its arguments.
 	Wrap []string
+	// Dial is how the test's own clients reach it; nil: directly.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Cluster makes it the API server of a cluster that has controllers and kubelets: pods need a service account, which
+	// the controller manager makes; Service "kubernetes" leads to Address; both families have addresses of services.
+	Cluster bool
 }
+
+// ServiceAddress and ServiceAddress6 are those of Service "kubernetes".
+const (
+	ServiceAddress  = "10.252.0.1"
+	ServiceAddress6 = "fd00:10:252::1"
+)
 
 // APIServer is a running API server, with Istio's two kinds of policies installed. Safe for concurrent use, but for Stop
 // and Start.
@@ -49,7 +61,7 @@ type APIServer struct {
 	dir            string
 	port, etcdPort int
 	pki            *pki
-	etcd, api      *process
+	etcd, api      *Process
 }
 
 // NewAPIServer starts one for the time of the test. Without its binary (make build/k8s/kube-apiserver) or etcd the test is
@@ -65,16 +77,16 @@ func NewAPIServerAt(t testing.TB, cfg Config) *APIServer {
 	s := &APIServer{t: t, cfg: cfg, dir: t.TempDir(), port: testutil.FreePort(t), etcdPort: testutil.FreePort(t)}
 	s.URL = "https://" + net.JoinHostPort(cfg.Address, strconv.Itoa(s.port))
 	s.pki = newPKI(t, filepath.Join(s.dir, "pki"), cfg.Address)
-	s.etcd = &process{name: "etcd", log: filepath.Join(s.dir, "etcd.log"), argv: append(cfg.Wrap, s.etcdCommand()...)}
-	s.api = &process{name: "kube-apiserver", log: filepath.Join(s.dir, "kube-apiserver.log"), argv: append(cfg.Wrap, s.apiCommand()...)}
+	s.etcd = &Process{Name: "etcd", Log: filepath.Join(s.dir, "etcd.log"), Argv: slices.Concat(cfg.Wrap, s.etcdCommand())}
+	s.api = &Process{Name: "kube-apiserver", Log: filepath.Join(s.dir, "kube-apiserver.log"), Argv: slices.Concat(cfg.Wrap, s.apiCommand())}
 	t.Cleanup(func() {
-		s.api.stop(t)
-		s.etcd.stop(t)
+		s.api.Stop(t)
+		s.etcd.Stop(t)
 		if t.Failed() {
-			t.Logf("end of the API server's log:\n%s", s.api.tail())
+			t.Logf("end of the API server's log:\n%s", s.api.Tail())
 		}
 	})
-	s.etcd.start(t)
+	s.etcd.Start(t)
 	s.Start()
 	s.installPolicies()
 	return s
@@ -94,25 +106,35 @@ func (s *APIServer) etcdCommand() []string {
 func (s *APIServer) etcdURL() string { return "http://127.0.0.1:" + strconv.Itoa(s.etcdPort) }
 
 func (s *APIServer) apiCommand() []string {
-	return []string{binary(s.t),
+	return append([]string{Binary(s.t, "kube-apiserver"),
 		"--bind-address=" + s.cfg.Address, "--advertise-address=" + s.cfg.Address, "--secure-port=" + strconv.Itoa(s.port),
-		"--endpoint-reconciler-type=none", "--etcd-servers=" + s.etcdURL(), "--service-cluster-ip-range=10.252.0.0/24",
+		"--etcd-servers=" + s.etcdURL(),
 		"--tls-cert-file=" + s.pki.path("server.crt"), "--tls-private-key-file=" + s.pki.path("server.key"),
 		"--client-ca-file=" + s.pki.path("ca.crt"), "--cert-dir=" + s.pki.dir,
 		"--service-account-key-file=" + s.pki.path("sa.pub"), "--service-account-signing-key-file=" + s.pki.path("sa.key"),
-		"--service-account-issuer=https://kubernetes.default.svc", "--api-audiences=https://kubernetes.default.svc,istio-ca",
-		"--authorization-mode=RBAC,Node", "--disable-admission-plugins=ServiceAccount", "--allow-privileged=true",
-		"--watch-cache=true", "--v=1"}
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--authorization-mode=RBAC,Node", "--allow-privileged=true", "--watch-cache=true", "--v=1"}, s.purpose()...)
+}
+
+// purpose are the options of a whole cluster, or of an API server alone.
+func (s *APIServer) purpose() []string {
+	if !s.cfg.Cluster {
+		return []string{"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.252.0.0/24",
+			"--api-audiences=https://kubernetes.default.svc,istio-ca", "--disable-admission-plugins=ServiceAccount"}
+	}
+	cert, key := s.Certificate("kube-apiserver-kubelet-client", "system:masters")
+	return []string{"--service-cluster-ip-range=10.252.0.0/24,fd00:10:252::/112", "--kubelet-preferred-address-types=InternalIP",
+		"--kubelet-client-certificate=" + cert, "--kubelet-client-key=" + key, "--kubelet-certificate-authority=" + s.CA()}
 }
 
 // Start brings the API server up again after Stop, and returns once it answers.
 func (s *APIServer) Start() {
 	s.t.Helper()
-	s.api.start(s.t)
+	s.api.Start(s.t)
 	client := s.Client()
 	testutil.Eventually(s.t, startTimeout, func() error {
-		if err := s.api.ended(); err != nil {
-			s.t.Fatalf("kube-apiserver ended: %v\n%s", err, s.api.tail())
+		if err := s.api.Ended(); err != nil {
+			s.t.Fatalf("kube-apiserver ended: %v\n%s", err, s.api.Tail())
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -124,7 +146,7 @@ func (s *APIServer) Start() {
 // Stop kills the API server, as an outage does: connections are cut, and new ones refused. What etcd holds stays.
 func (s *APIServer) Stop() {
 	s.t.Helper()
-	s.api.kill(s.t)
+	s.api.Kill(s.t)
 }
 
 // Kubeconfig is the path of a file for the cluster's administrator.
@@ -139,7 +161,9 @@ func (s *APIServer) KubeconfigFor(user string, groups ...string) string {
 // RESTConfig is the administrator's, without a limit on requests.
 func (s *APIServer) RESTConfig() *rest.Config {
 	s.t.Helper()
-	return s.pki.restConfig(s.t, s.URL, "admin", []string{"system:masters"})
+	c := s.pki.restConfig(s.t, s.URL, "admin", []string{"system:masters"})
+	c.Dial = s.cfg.Dial
+	return c
 }
 
 // Client is the administrator's.
@@ -162,16 +186,16 @@ func (s *APIServer) Dynamic() dynamic.Interface {
 	return c
 }
 
-// binary is the API server that the Makefile built.
-func binary(t testing.TB) string {
+// Binary is the path of a part of Kubernetes that the Makefile built. Without it the test is skipped; with CI=true it fails.
+func Binary(t testing.TB, part string) string {
 	t.Helper()
 	dir := os.Getenv("SLUICE_BUILD")
 	if dir == "" {
 		dir = filepath.Join(moduleRoot(t), "build")
 	}
-	path := filepath.Join(dir, "k8s", "kube-apiserver")
+	path := filepath.Join(dir, "k8s", part)
 	if _, err := os.Stat(path); err != nil {
-		missing(t, fmt.Sprintf("%v: run \"make build/k8s/kube-apiserver\"", err))
+		missing(t, fmt.Sprintf("%v: run \"make build/k8s/%s\"", err, part))
 	}
 	return path
 }

@@ -25,26 +25,27 @@ type pkg struct {
 // allowed says which of our packages a package may import. A trailing slash stands for everything below; the longest
 // matching key counts. Packages below internal that are not listed may import none of ours.
 var allowed = map[string][]string{
-	"bpf":               {"internal/netns"},
-	"plugin":            {"bpf", "internal/netns", "internal/nodeapi"},
-	"ztunnel/":          {"ztunnel/", "bpf", "internal/netns", "internal/zds", "internal/nodeapi", "internal/workloadapi", "internal/securityapi"},
-	"ztunnel/hbone":     {},
-	"ztunnel/identity":  {},
-	"ztunnel/policy":    {"ztunnel/discovery"},
-	"installer/":        {"installer/", "bpf", "internal/atomicfile", "internal/unixsock", "internal/netns", "internal/nodeapi", "internal/zds", "internal/workloadapi", "internal/securityapi"},
-	"internal/":         {},
-	"internal/nodeapi":  {"internal/atomicfile", "internal/unixsock"},
-	"internal/zds":      {"internal/unixsock"},
-	"internal/testutil": {"internal/netns"},
-	"internal/lab":      {"bpf", "internal/"},
-	"internal/demo":     {"bpf", "internal/"},
-	"internal/bench":    {"bpf", "internal/"},
-	"internal/leak":     {"bpf", "internal/"},
-	"internal/e2e/":     {"bpf", "internal/", "plugin", "installer/", "ztunnel/"},
+	"bpf":                  {"internal/netns"},
+	"plugin":               {"bpf", "internal/netns", "internal/nodeapi"},
+	"ztunnel/":             {"ztunnel/", "bpf", "internal/netns", "internal/zds", "internal/nodeapi", "internal/workloadapi", "internal/securityapi"},
+	"ztunnel/hbone":        {},
+	"ztunnel/identity":     {},
+	"ztunnel/policy":       {"ztunnel/discovery"},
+	"installer/":           {"installer/", "bpf", "internal/atomicfile", "internal/unixsock", "internal/netns", "internal/nodeapi", "internal/zds", "internal/workloadapi", "internal/securityapi"},
+	"internal/":            {},
+	"internal/nodeapi":     {"internal/atomicfile", "internal/unixsock"},
+	"internal/zds":         {"internal/unixsock"},
+	"internal/testutil":    {"internal/netns"},
+	"internal/lab":         {"bpf", "internal/"},
+	"internal/lab/cluster": {"internal/lab"},
+	"internal/demo":        {"bpf", "internal/"},
+	"internal/bench":       {"bpf", "internal/"},
+	"internal/leak":        {"bpf", "internal/"},
+	"internal/e2e/":        {"bpf", "internal/", "plugin", "installer/", "ztunnel/"},
 }
 
 // testOnly are packages that nothing but tests may import.
-var testOnly = []string{"internal/testutil", "internal/lab/kube"}
+var testOnly = []string{"internal/testutil", "internal/lab/kube", "internal/lab/cluster"}
 
 // owners are foreign modules with one package of ours that may import them.
 var owners = map[string]string{"github.com/cilium/ebpf": "bpf"}
