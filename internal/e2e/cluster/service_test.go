@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/sluice-mesh/sluice/internal/lab/cluster"
+	"github.com/sluice-mesh/sluice/internal/leak"
+	"github.com/sluice-mesh/sluice/internal/testutil"
+)
+
+// TestServiceAcrossNodes has pods of a labelled namespace ask each other, from node to node, in both families: the wire
+// carries nothing but mTLS, ztunnels know who asked, and without the label all is in clear again.
+func TestServiceAcrossNodes(t *testing.T) {
+	c := use(t)
+	ns := c.Namespace(t, enrolled)
+	pairs := across(t, c, ns)
+	testutil.Eventually(t, effect, func() error { return annotated(t, c, ns, "enabled") })
+
+	seen := watch(t, c, pairs, func() { ask(t, c, pairs) })
+	if seen.Count > 0 || seen.HBONE == 0 {
+		t.Errorf("in the mesh: %d segments of HBONE, %d leaks: %v", seen.HBONE, seen.Count, seen.Leaks)
+	}
+	for _, p := range pairs {
+		wantLogged(t, c, p.server.Spec.NodeName, "src.identity=\"spiffe://cluster.local/ns/"+ns+"/sa/default\"",
+			"dst.workload=\""+p.server.Name+"\"", "direction=\"inbound\"")
+	}
+
+	c.Kubectl(t, "label", "namespace", ns, "istio.io/dataplane-mode-")
+	testutil.Eventually(t, effect, func() error { return annotated(t, c, ns, "") })
+	seen = watch(t, c, pairs, func() { ask(t, c, pairs) })
+	if seen.Count == 0 || seen.HBONE > 0 {
+		t.Errorf("out of the mesh: %d segments of HBONE, %d in clear", seen.HBONE, seen.Count)
+	}
+}
+
+// ask has each client reach its server, and the Service by name.
+func ask(t *testing.T, c *cluster.Cluster, pairs []pair) {
+	t.Helper()
+	for _, p := range pairs {
+		testutil.Eventually(t, effect, func() error { return p.reach(c) })
+		out, err := c.Exec(p.client.Namespace, p.client.Name, "/app", "load", "-for", "1s", "http://web")
+		if err != nil || !strings.Contains(out, p.server.Name) {
+			t.Errorf("service from %s: %v\n%s", p.client.Name, err, out)
+		}
+	}
+}
+
+// watch returns what was on the nodes' cables, between the pairs' pods, while f ran.
+func watch(t *testing.T, c *cluster.Cluster, pairs []pair, f func()) leak.Report {
+	t.Helper()
+	var points []leak.Point
+	for _, n := range c.Nodes {
+		points = append(points, leak.Point{NS: n.NS.Name, Interface: "eth0"})
+	}
+	var members []netip.Addr
+	for _, p := range pairs {
+		members = append(members, p.addrs()...)
+	}
+	w, err := leak.Start(members, points...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f()
+	report, err := w.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// wantLogged waits for a line with all of parts in the log of a node's ztunnel.
+func wantLogged(t *testing.T, c *cluster.Cluster, node string, parts ...string) {
+	t.Helper()
+	pods := c.Pods(t, system, "app=ztunnel")[node]
+	if len(pods) != 1 {
+		t.Fatalf("%d ztunnels on %s", len(pods), node)
+	}
+	testutil.Eventually(t, effect, func() error {
+		log, err := c.TryKubectl("logs", "--namespace="+system, pods[0].Name, "--tail=200")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(log) {
+			if hasAll(line, parts) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no line with %q in the log of %s:\n%s", parts, pods[0].Name, log)
+	})
+}
+
+func hasAll(line string, parts []string) bool {
+	for _, p := range parts {
+		if !strings.Contains(line, p) {
+			return false
+		}
+	}
+	return true
+}
