@@ -13,21 +13,24 @@ const (
 	// maxHandshakes is how many handshakes of HBONE a pod has under way at a time. Each costs a key exchange, up to 64 KiB
 	// and, if the peer says nothing more, 10 s.
 	maxHandshakes = 256
-	// maxHandshakesOfOne is the share of one address. A ztunnel does one at a time for each pod, a gateway one for each
-	// thread.
-	maxHandshakesOfOne = 32
+	// maxQueued is how many more are accepted and wait, in bursts of one address: a gateway to another network opens a
+	// connection for each of its clients'.
+	maxQueued = 1024
 )
 
-// handshakes are those under way, by source: an IPv4 address, or a /64 of IPv6, which may be all one host's.
+// handshakes are those under way, by source: an IPv4 address, or a /64 of IPv6, which may be all one host's or all of a
+// node's pods'.
 //
-// When there is no room, a source with fewer than another takes the place of the oldest of whoever has most: however many
-// stall, they keep nobody out who has none. If each has but one, nobody is ended and no more is accepted: what comes then
-// waits in the kernel's queue. The zero value is ready.
+// As long as there is room anybody has it. When there is none, a source with fewer than another takes the place of the
+// oldest of whoever has most, and within a source an address does: however many stall, they keep nobody out who has none.
+// Who has most already waits for one of its own to end. If each has but one, nobody is ended and no more is accepted: what
+// comes then waits in the kernel's queue. The zero value is ready.
 type handshakes struct {
 	mu      sync.Mutex
 	by      map[netip.Prefix][]*handshake // the oldest first
 	total   int
-	waiting int        // in admit
+	queued  int        // in admit, behind others of their own
+	waiting int        // in admit, while all others have one
 	drained bool       // accept what there is
 	changed *sync.Cond // of mu; nil before somebody waits
 }
@@ -44,7 +47,7 @@ func sourceOf(from netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(from, from.BitLen())
 }
 
-// admit is the [hbone.Server]'s Admit. It waits if every place is taken by another source.
+// admit is the [hbone.Server]'s Admit. It waits if every place is taken and none can be had from others.
 func (h *handshakes) admit(conn net.Conn, end func(error)) (done func(), err error) {
 	mine := &handshake{addrPort(conn.RemoteAddr()).Addr(), end}
 	h.mu.Lock()
@@ -62,35 +65,37 @@ func (h *handshakes) admit(conn net.Conn, end func(error)) (done func(), err err
 }
 
 func (h *handshakes) makeRoomLocked(from netip.Addr) error {
-	source := sourceOf(from)
-	if n := h.ofLocked(from); n >= maxHandshakesOfOne {
-		return fmt.Errorf("%w: %d handshakes are under way with %s", errLimit, n, from)
-	}
 	for h.total >= maxHandshakes {
-		own, most := h.by[source], h.mostLocked()
-		switch {
-		case len(most) > len(own)+1:
-			h.removeLocked(most[0])
-			most[0].end(fmt.Errorf("%w: the handshake made room for one with %s, %d were under way", errLimit, from, maxHandshakes))
-		case len(own) > 0:
-			return fmt.Errorf("%w: %d handshakes are under way, %d of them with %s", errLimit, h.total, len(own), source)
-		default:
-			h.waiting++
-			h.waitLocked()
-			h.waiting--
-			h.wakeLocked()
+		if victim := h.victimLocked(from); victim != nil {
+			h.removeLocked(victim)
+			victim.end(fmt.Errorf("%w: the handshake made room for one with %s, %d were under way", errLimit, from, maxHandshakes))
+			continue
 		}
+		waits := &h.waiting
+		if own := len(h.by[sourceOf(from)]); own > 0 {
+			if waits = &h.queued; h.queued >= maxQueued {
+				return fmt.Errorf("%w: %d handshakes are under way, %d of them with %s, and %d wait", errLimit, h.total, own, sourceOf(from), h.queued)
+			}
+		}
+		*waits++
+		h.waitLocked()
+		*waits--
+		h.wakeLocked()
 	}
 	return nil
 }
 
-func (h *handshakes) ofLocked(from netip.Addr) (n int) {
-	for _, other := range h.by[sourceOf(from)] {
-		if other.from == from {
-			n++
-		}
+// victimLocked returns the handshake that has to make room for a newcomer, nil if none has to.
+func (h *handshakes) victimLocked(newcomer netip.Addr) *handshake {
+	own, most := h.by[sourceOf(newcomer)], h.mostLocked()
+	if len(most) > len(own)+1 {
+		oldest, _ := oldestOfMost(most)
+		return oldest
 	}
-	return n
+	if oldest, n := oldestOfMost(own); n > countOf(own, newcomer)+1 {
+		return oldest
+	}
+	return nil
 }
 
 // mostLocked returns those of the source that has most.
@@ -101,6 +106,30 @@ func (h *handshakes) mostLocked() (most []*handshake) {
 		}
 	}
 	return most
+}
+
+// oldestOfMost returns the oldest handshake of the address that has most of them, and how many it has.
+func oldestOfMost(all []*handshake) (oldest *handshake, n int) {
+	count := map[netip.Addr]int{}
+	for _, one := range all {
+		count[one.from]++
+		n = max(n, count[one.from])
+	}
+	for _, one := range all {
+		if count[one.from] == n {
+			return one, n
+		}
+	}
+	return nil, 0
+}
+
+func countOf(all []*handshake, from netip.Addr) (n int) {
+	for _, one := range all {
+		if one.from == from {
+			n++
+		}
+	}
+	return n
 }
 
 func (h *handshakes) done(of *handshake) {

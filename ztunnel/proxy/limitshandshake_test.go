@@ -7,56 +7,58 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
-// stall has one address begin handshakes until it is refused, and returns how many it has.
-func stall(t *testing.T, h *handshakes, from string, end func(error)) (dones []func()) {
+// stall has one address begin n handshakes.
+func stall(t *testing.T, h *handshakes, from string, n int, end func(error)) (dones []func()) {
 	t.Helper()
-	for len(dones) <= maxHandshakes {
+	for range n {
 		done, err := h.admit(&addrConn{from: from}, end)
-		if errors.Is(err, errLimit) {
-			return dones
-		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		dones = append(dones, done)
 	}
-	t.Fatalf("%s is never refused", from)
-	return nil
+	return dones
 }
 
-// TestStalledHandshakesKeepNobodyOut: whether of many addresses, or of many of one /64.
+// TestStalledHandshakesKeepNobodyOut: whether of one address, of many, or of many of one /64, with which the innocent are.
 func TestStalledHandshakesKeepNobodyOut(t *testing.T) {
-	for name, from := range map[string]func(i int) string{
-		"IPv4": func(i int) string { return fmt.Sprintf("10.0.0.%d:1", i) },
-		"IPv6": func(i int) string { return fmt.Sprintf("[fd00::%x]:1", i) },
+	for name, tc := range map[string]struct {
+		from     func(i int) string
+		each     int
+		innocent []string
+	}{
+		"one":  {func(int) string { return "10.0.0.1:1" }, maxHandshakes / 8, []string{"192.0.2.1:1", "[2001:db8::1]:1"}},
+		"IPv4": {func(i int) string { return fmt.Sprintf("10.0.0.%d:1", i) }, maxHandshakes / 8, []string{"192.0.2.1:1", "[2001:db8::1]:1"}},
+		"IPv6": {func(i int) string { return fmt.Sprintf("[fd00::%x]:1", i) }, maxHandshakes / 8, []string{"192.0.2.1:1", "[fd00::99]:1", "[fd00::99]:2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var h handshakes
 			var dones []func()
 			var ended []error
 			end := func(err error) { ended = append(ended, err) }
-			for i := range 2 * maxHandshakes / maxHandshakesOfOne {
-				dones = append(dones, stall(t, &h, from(i+1), end)...)
+			for i := range 8 {
+				dones = append(dones, stall(t, &h, tc.from(i+1), tc.each, end)...)
 			}
 			if h.total != maxHandshakes {
 				t.Fatalf("%d are under way, want %d", h.total, maxHandshakes)
 			}
 			before := len(ended)
-			for _, innocent := range []string{"192.0.2.1:1", "[2001:db8::1]:1"} {
+			for _, innocent := range tc.innocent {
 				done, err := h.admit(&addrConn{from: innocent}, func(error) { t.Error("the innocent is ended") })
 				if err != nil {
 					t.Fatalf("%s: %v", innocent, err)
 				}
 				dones = append(dones, done)
 			}
-			if got := len(ended) - before; got != 2 || !errors.Is(ended[before], errLimit) {
-				t.Errorf("%d were ended, %v, want 2, %v", got, ended, errLimit)
+			if got := len(ended) - before; got != len(tc.innocent) || !errors.Is(ended[before], errLimit) {
+				t.Errorf("%d were ended, %v, want %d, %v", got, ended, len(tc.innocent), errLimit)
 			}
 			for _, done := range dones {
 				done()
@@ -68,10 +70,44 @@ func TestStalledHandshakesKeepNobodyOut(t *testing.T) {
 	}
 }
 
-func TestHandshakesOfOneAddressAreFew(t *testing.T) {
+// TestBurstOfOneAddressWaitsForItself: it loses nothing, and keeps nobody else waiting, until too many are queued.
+func TestBurstOfOneAddressWaitsForItself(t *testing.T) {
+	const gateway = "10.0.0.1:1"
 	var h handshakes
-	if got := len(stall(t, &h, "10.0.0.1:1", nil)); got != maxHandshakesOfOne {
-		t.Errorf("one address has %d, want %d", got, maxHandshakesOfOne)
+	end := func(err error) { t.Errorf("ended: %v", err) }
+	admitted := make(chan func(), maxHandshakes+maxQueued)
+	for _, done := range stall(t, &h, gateway, maxHandshakes, end) {
+		admitted <- done
+	}
+	var queue sync.WaitGroup
+	for range maxQueued {
+		queue.Go(func() {
+			done, err := h.admit(&addrConn{from: gateway}, end)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			admitted <- done
+		})
+	}
+	testutil.Eventually(t, 10*time.Second, func() error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.queued != maxQueued {
+			return fmt.Errorf("%d are queued", h.queued)
+		}
+		return nil
+	})
+	h.ready()
+	if _, err := h.admit(&addrConn{from: gateway}, end); !errors.Is(err, errLimit) {
+		t.Errorf("one more: got %v, want %v", err, errLimit)
+	}
+	for range maxHandshakes + maxQueued {
+		(<-admitted)()
+	}
+	queue.Wait()
+	if h.total != 0 || h.queued != 0 {
+		t.Errorf("%d are under way and %d queued at the end", h.total, h.queued)
 	}
 }
 

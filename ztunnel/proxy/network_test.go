@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -222,6 +223,38 @@ func TestOtherNetworkIsReachedInTwoLayers(t *testing.T) {
 	}
 	if got := far.metric("istio_tcp_connections_opened_total", `source_workload="gateway"`); got != 0 {
 		t.Errorf("connections of the gateway, by the far end: got %v, want 0", got)
+	}
+}
+
+// TestBurstFromAnotherNetwork: a gateway has one address, and a connection for each of its clients'.
+func TestBurstFromAnotherNetwork(t *testing.T) {
+	vip := netip.MustParseAddr("10.99.0.1")
+	w, far, gateway := newFarWorld(t, vip, sans("server"))
+	w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
+	go drop(t, gateway.asked)
+	go drop(t, gateway.bytes)
+	var clients sync.WaitGroup
+	for range 100 {
+		clients.Go(func() {
+			if _, err := w.client.AskFrom(netip.AddrPortFrom(vip, 80)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	clients.Wait()
+	if got := far.metric("sluice_connection_verdicts_total", `verdict="refused-limit"`); got != 0 {
+		t.Errorf("%v were refused for a limit", got)
+	}
+}
+
+// drop takes what comes, until the test is over.
+func drop[T any](t *testing.T, from <-chan T) {
+	for {
+		select {
+		case <-t.Context().Done():
+			return
+		case <-from:
+		}
 	}
 }
 
