@@ -31,8 +31,8 @@ func Splice(tcp *net.TCPConn, s *Stream, sent, received *atomic.Uint64) error {
 	err := p.up(orNew(sent))
 	close(p.upDone)
 	first := <-p.downErr
-	if first == nil {
-		first = err
+	if first == nil || (err != nil && isOwnReset(first)) {
+		first = err // what the stream was reset for
 	}
 	if s.gone() {
 		p.settle()
@@ -170,6 +170,12 @@ func (p *splice) settle() {
 			left, deadline = n, time.Now().Add(breakGrace)
 		}
 	}
+}
+
+// isOwnReset reports whether err is a reset of the stream by this end.
+func isOwnReset(err error) bool {
+	var reset *StreamError
+	return errors.As(err, &reset) && !reset.Remote
 }
 
 func isTimeout(err error) bool {

@@ -105,6 +105,17 @@ func TestAppThatVanishes(t *testing.T) {
 	wantStreamError(t, <-done, CodeConnect, true)
 }
 
+// TestSpliceTellsWhyItResetTheStream: the connection's own fault, as a timeout is, and not the reset that followed from it.
+func TestSpliceTellsWhyItResetTheStream(t *testing.T) {
+	e := newEnv(t, stallable)
+	near, _ := tcpPair(t)
+	s := e.mustConnect(t)
+	must(t, near.SetReadDeadline(longAgo))
+	if err := Splice(near, s, nil, nil); !isTimeout(err) {
+		t.Errorf("got %v, want a timeout", err)
+	}
+}
+
 // TestCloseFromOutsideEndsSplice is what a policy change does.
 func TestCloseFromOutsideEndsSplice(t *testing.T) {
 	for name, end := range map[string]func(*net.TCPConn, *Stream){

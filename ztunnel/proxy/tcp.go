@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -115,10 +116,13 @@ func isQuiet(err error) bool {
 			return true
 		}
 	}
-	// CONNECT_ERROR is how a tunnel says that the connection at its other end was reset: RFC 9113, section 8.5.
 	var reset *hbone.StreamError
-	return errors.As(err, &reset) && (reset.Code == hbone.CodeConnect || reset.Code == hbone.CodeStreamClosed)
+	return errors.As(err, &reset) && reset.Remote && slices.Contains(quietResets, reset.Code)
 }
+
+// quietResets are what a peer ends a stream with when the connection at its end was reset (RFC 9113, section 8.5), or once
+// the answer is complete and the request is not: NO_ERROR of servers (section 8.1), CANCEL of whoever drops the stream.
+var quietResets = []hbone.ErrCode{hbone.CodeConnect, hbone.CodeStreamClosed, hbone.CodeCancel, hbone.CodeNo}
 
 func isClosed(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)
