@@ -100,7 +100,7 @@ func (p pair) reach(c *cluster.Cluster) error {
 		out, err := c.Exec(p.client.Namespace, p.client.Name, "/app", "get", url)
 		want := p.server.Name + " " + strings.TrimSuffix(netip.AddrPortFrom(netip.MustParseAddr(p.client.Status.PodIPs[i].IP), 0).String(), "0")
 		if err == nil && !strings.HasPrefix(out, want) {
-			err = fmt.Errorf("%s: got %q, want %s...", url, out, want)
+			err = fmt.Errorf("%s: got %q, want it to begin with %q", url, out, want)
 		}
 		errs = append(errs, err)
 	}

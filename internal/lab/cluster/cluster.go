@@ -74,7 +74,7 @@ func Start(t testing.TB, cfg Config) *Cluster {
 		c.Nodes = append(c.Nodes, c.newNode(i+1))
 	}
 	for _, n := range c.Nodes {
-		n.start()
+		n.install()
 	}
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -44,8 +44,8 @@ func (c *Cluster) newNode(index int) *Node {
 	return n
 }
 
-// start boots the node for the first time.
-func (n *Node) start() {
+// install prepares the node and boots it for the first time.
+func (n *Node) install() {
 	n.c.t.Helper()
 	n.c.t.Cleanup(n.removeCgroups) // after everything in them is gone
 	n.writeFiles()
@@ -178,12 +178,15 @@ func (n *Node) PowerOff() {
 	n.NS.Delete(t)
 }
 
-// Reboot is PowerOff and a new start, without a shutdown: what is on disk stays, what is in memory, as mounts, pins and
-// network namespaces, does not. It does not wait for the node to be Ready.
+// Start is what follows PowerOff: what is on disk is there again, what was in memory, as mounts, pins and network
+// namespaces, is not. It does not wait for the node to be Ready.
+func (n *Node) Start() { n.c.t.Helper(); n.boot() }
+
+// Reboot is PowerOff and Start: a power cut, and no shutdown.
 func (n *Node) Reboot() {
 	n.c.t.Helper()
 	n.PowerOff()
-	n.boot()
+	n.Start()
 }
 
 // WaitReady returns once the API says that the node is Ready, by a kubelet that was not killed meanwhile.
