@@ -85,15 +85,25 @@ func (c *cniConfig) askRuntime(ctx context.Context) (info cri.Info, err error) {
 		return cri.Ask(ctx, c.CRISocket)
 	}
 	errs := []error{errors.New("no container runtime tells")}
-	for _, path := range cri.Sockets {
-		path = filepath.Join(c.HostRoot, path)
-		if _, err := os.Stat(path); err != nil {
-			continue
-		}
+	for _, path := range c.sockets() {
 		if info, err = cri.Ask(ctx, path); err == nil {
 			return info, nil
 		}
 		errs = append(errs, err)
 	}
 	return cri.Info{}, errors.Join(errs...)
+}
+
+// sockets are the runtimes' that may serve: the one that was given, or else those of the usual ones that are there.
+func (c *cniConfig) sockets() (all []string) {
+	if c.CRISocket != "" {
+		return []string{c.CRISocket}
+	}
+	for _, path := range cri.Sockets {
+		path = filepath.Join(c.HostRoot, path)
+		if _, err := os.Stat(path); err == nil {
+			all = append(all, path)
+		}
+	}
+	return all
 }

@@ -11,11 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/sluice-mesh/sluice/installer/controlplane"
 	"github.com/sluice-mesh/sluice/installer/enroll"
 	"github.com/sluice-mesh/sluice/installer/kube"
+	"github.com/sluice-mesh/sluice/installer/running"
 )
 
 // Values of --source.
@@ -118,6 +120,13 @@ func (a *agent) states() (all []kube.State) {
 // wire has the enroller ask the API about pods, and tell it.
 func (s *apiSource) wire(cfg *enroll.Config) {
 	cfg.Await, cfg.Changed, cfg.Refused = s.node.Await, s.reporter.Kick, s.reporter.Refused
+	cfg.Find = s.find
+}
+
+// find looks for pods that started before the agent. The sockets are those that are there now: a runtime may come later.
+func (s *apiSource) find(ctx context.Context, pods []*corev1.Pod) []running.Found {
+	f := running.Finder{Sockets: s.agent.cfg.cni.sockets()}
+	return f.Find(ctx, pods)
 }
 
 // report starts once the enroller knows the pods of before.

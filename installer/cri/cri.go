@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cri asks a container runtime where it keeps its CNI plugins and configuration, and what it has loaded of them.
+// Package cri asks a container runtime where it keeps its CNI plugins and configuration, what it has loaded of them, and
+// which sandboxes it has.
 package cri
 
 import (

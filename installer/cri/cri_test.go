@@ -76,3 +76,47 @@ func TestAskFailsWithoutRuntime(t *testing.T) {
 		t.Errorf("got %v, want that nobody answers", err)
 	}
 }
+
+func (scripted) ListPodSandbox(context.Context, *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
+	var all runtime.ListPodSandboxResponse
+	for _, s := range []struct {
+		id    string
+		state runtime.PodSandboxState
+	}{
+		{"path", runtime.PodSandboxState_SANDBOX_READY}, {"pid", runtime.PodSandboxState_SANDBOX_READY}, {"garbled", runtime.PodSandboxState_SANDBOX_READY},
+		{"gone", runtime.PodSandboxState_SANDBOX_READY}, {"other", runtime.PodSandboxState_SANDBOX_READY}, {"ended", runtime.PodSandboxState_SANDBOX_NOTREADY},
+	} {
+		all.Items = append(all.Items, &runtime.PodSandbox{Id: s.id, State: s.state, Metadata: &runtime.PodSandboxMetadata{Uid: "u-" + s.id, Namespace: "shop", Name: s.id}})
+	}
+	return &all, nil
+}
+
+func (scripted) PodSandboxStatus(_ context.Context, r *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+	text := map[string]string{
+		"path":    `{"pid": 7, "runtimeSpec": {"linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/cni-1"}]}}}`,
+		"pid":     `{"pid": 8, "runtimeSpec": {"linux": {"namespaces": [{"type": "network"}]}}}`,
+		"garbled": "{",
+	}[r.PodSandboxId]
+	if text == "" {
+		return nil, errors.New("no such sandbox")
+	}
+	return &runtime.PodSandboxStatusResponse{Info: map[string]string{"info": text}}, nil
+}
+
+func TestSandboxesTellWhereTheirNamespacesAre(t *testing.T) {
+	got, err := Sandboxes(t.Context(), serve(t, nil), func(uid string) bool { return uid != "u-other" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Sandbox{
+		{ID: "path", Namespace: "shop", Name: "path", UID: "u-path", Netns: "/var/run/netns/cni-1", PID: 7},
+		{ID: "pid", Namespace: "shop", Name: "pid", UID: "u-pid", PID: 8},
+		{ID: "garbled", Namespace: "shop", Name: "garbled", UID: "u-garbled"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if _, err := Sandboxes(t.Context(), filepath.Join(t.TempDir(), "none.sock"), func(string) bool { return true }); err == nil {
+		t.Error("no error although nobody answers")
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/sluice-mesh/sluice/installer/kube"
+	"github.com/sluice-mesh/sluice/installer/running"
 	labkube "github.com/sluice-mesh/sluice/internal/lab/kube"
 )
 
@@ -65,6 +66,7 @@ func newAPILab(t *testing.T) *apiLab {
 	a.lab = newLab(t, func(c *Config) {
 		c.Catalog, c.WorkloadsDir = node, ""
 		c.Await, c.Changed, c.Refused = node.Await, reporter.Kick, reporter.Refused
+		c.Find = (&running.Finder{}).Find
 	})
 	a.now.Store(a.e)
 	wg.Go(func() { _ = node.Run(ctx) })

@@ -2,7 +2,8 @@
 
 // Package enroll takes a pod from "should be in the mesh" to "is", and back.
 //
-// The agent knows a pod from CNI ADD, whether or not it is enrolled then:
+// The agent knows a pod from CNI ADD, whether or not it is enrolled then; one that started before the agent is looked for
+// once it is wanted, and then known as if ADD had told:
 //
 //	         decide: no              label set
 //	(ADD) ──────────────► known ─────────────────────┐
@@ -29,8 +30,11 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/sluice-mesh/sluice/bpf"
 	"github.com/sluice-mesh/sluice/installer/controlplane"
+	"github.com/sluice-mesh/sluice/installer/running"
 	"github.com/sluice-mesh/sluice/installer/ztunnels"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
@@ -57,6 +61,9 @@ type Config struct {
 	Changed func()
 	// Refused, if set, is called with the reason why a pod's ADD failed, as a user should read it. As with Changed.
 	Refused func(namespace, name, uid, reason string)
+	// Find, if set, looks for pods that run although no ADD has told of them: they started before the agent, or its records
+	// were lost. Its answers are in the order of pods.
+	Find func(ctx context.Context, pods []*corev1.Pod) []running.Found
 	// Settings are those of pods that have no annotations.
 	Settings Settings
 	// Host says which programs serve the node as a whole; the zero value is none.
@@ -91,6 +98,8 @@ type Enroller struct {
 	refusing bool
 	ready    bool
 	host     host
+	// unmet are the wanted pods that run and were not found, by uid.
+	unmet map[string]search
 }
 
 // phase is how far into the mesh a pod is.
@@ -167,7 +176,7 @@ func New(cfg Config) (*Enroller, error) {
 	}
 	e := &Enroller{
 		cfg: cfg, log: cfg.Logger, bootID: bootID, kick: make(chan struct{}, 1),
-		pods: map[string]*pod{}, current: map[string]*pod{},
+		pods: map[string]*pod{}, current: map[string]*pod{}, unmet: map[string]search{},
 	}
 	if err := os.MkdirAll(e.recordsDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)

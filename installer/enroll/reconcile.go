@@ -43,6 +43,7 @@ func (e *Enroller) Run(ctx context.Context, changes <-chan struct{}) {
 // the next pass.
 func (e *Enroller) Reconcile(ctx context.Context, depth Depth) {
 	e.limitWaiting()
+	e.meetRunning(ctx)
 	for _, p := range e.all() {
 		if ctx.Err() != nil {
 			return

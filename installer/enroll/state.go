@@ -32,6 +32,11 @@ func (e *Enroller) States() []State {
 			byUID[s.UID] = s
 		}
 	}
+	for uid, s := range e.unmet {
+		if _, met := byUID[uid]; !met {
+			byUID[uid] = s.state()
+		}
+	}
 	all := make([]State, 0, len(byUID))
 	for _, s := range byUID {
 		all = append(all, s)

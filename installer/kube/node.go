@@ -117,6 +117,12 @@ func (n *Node) remove(object any) {
 		object = last.Obj
 	}
 	if p, ok := object.(*corev1.Pod); ok {
+		if p.DeletionTimestamp == nil { // One that was deleted at once is to look as any other: nobody is to look for it.
+			p = p.DeepCopy()
+			p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+			_ = n.Put(p)
+			n.kick()
+		}
 		n.mu.Lock()
 		n.deleted[nameOf(p)] = deletedPod{p, time.Now()}
 		n.mu.Unlock()
