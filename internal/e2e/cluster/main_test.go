@@ -25,6 +25,12 @@ func TestMain(m *testing.M) {
 func use(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c := bare(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := c.TryKubectl("logs", "--namespace="+system, "--selector=app.kubernetes.io/part-of=sluice", "--prefix", "--tail=40")
+			t.Logf("logs of the mesh: %v\n%s", err, out)
+		}
+	})
 	install(t, c)
 	return c
 }

@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/sluice-mesh/sluice/internal/lab/cluster"
@@ -15,12 +14,10 @@ const (
 	system   = "sluice-system"
 )
 
-var installed sync.Once
-
-// install has the mesh on the cluster, by what users type, once for all tests.
+// install has the mesh on the cluster, by what users type. Where it is installed this changes nothing.
 func install(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	installed.Do(func() { c.Kubectl(t, "apply", "-k", manifests(t)) })
+	c.Kubectl(t, "apply", "-k", manifests(t))
 	for _, what := range []string{"deployment/sluice-controlplane", "daemonset/sluice-installer", "daemonset/ztunnel"} {
 		c.Rollout(t, system, what)
 	}
@@ -35,7 +32,24 @@ func manifests(t *testing.T, parts ...string) string {
 	return dir
 }
 
+// TestMeshIsReadyAfterOneCommand wants an installation without a hitch: nothing has crashed on the way, and each agent
+// says of its node that all is well.
 func TestMeshIsReadyAfterOneCommand(t *testing.T) {
 	c := use(t)
-	t.Log(c.Kubectl(t, "get", "nodes,pods", "-A", "-o", "wide"))
+	for node, pods := range c.Pods(t, system, "") {
+		for _, p := range pods {
+			for _, s := range p.Status.ContainerStatuses {
+				if s.RestartCount > 0 {
+					t.Errorf("%s on %s was restarted: %+v", p.Name, node, s.LastTerminationState.Terminated)
+				}
+			}
+		}
+	}
+	for node, pods := range c.Pods(t, system, "app=sluice-installer") {
+		out, err := c.Exec(system, pods[0].Name, "/usr/local/bin/sluice-installer", "status")
+		if err != nil {
+			t.Errorf("status of %s: %v", node, err)
+		}
+		t.Logf("%s:\n%s", node, out)
+	}
 }

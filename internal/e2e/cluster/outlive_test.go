@@ -38,6 +38,11 @@ func (o *outlive) start(t *testing.T) *cluster.Cluster {
 		if t.Failed() {
 			o.Fail()
 		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.current == t {
+			o.current = nil
+		}
 	})
 	o.once.Do(func() {
 		done := make(chan struct{})
@@ -144,11 +149,22 @@ func (o *outlive) fail() {
 
 func (o *outlive) Fatal(args ...any) {
 	o.Error(args...)
-	runtime.Goexit()
+	o.FailNow()
 }
 
 func (o *outlive) Fatalf(format string, args ...any) { o.Fatal(fmt.Sprintf(format, args...)) }
-func (o *outlive) FailNow()                          { o.fail(); runtime.Goexit() }
+
+// FailNow ends the test that asked, or if there is none, or none yet, the goroutine that starts or ends the cluster.
+func (o *outlive) FailNow() {
+	o.fail()
+	o.mu.Lock()
+	t := o.current
+	o.mu.Unlock()
+	if t != nil && o.cluster != nil {
+		t.FailNow()
+	}
+	runtime.Goexit()
+}
 
 func (o *outlive) Skip(args ...any) {
 	o.skipped = strings.TrimSuffix(fmt.Sprintln(slices.Clone(args)...), "\n")

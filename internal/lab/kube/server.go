@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package kube runs a real Kubernetes API server over a real etcd, without kubelets or controllers: what a test says of
-// pods and nodes is what the API says of them.
+// pods and nodes is what the API says of them. With Config.Cluster it is the API server of internal/lab/cluster, which has
+// both.
 //
 //	test ── client certificate ──► kube-apiserver ── loopback ──► etcd
 //	        (kubeconfig)           127.0.0.1:PORT                 temporary folder
