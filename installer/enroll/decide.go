@@ -5,6 +5,7 @@ package enroll
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -20,6 +21,7 @@ func (e *Enroller) decide(ctx context.Context, sandbox nodeapi.Pod, dryRun bool)
 	}
 	defer e.workloads.lock(sandbox.Namespace + "/" + sandbox.Name)()
 	if err := e.await(ctx, sandbox); err != nil {
+		e.refused(sandbox, err)
 		return nil, nodeapi.Errorf(nodeapi.CodeTryAgain, "decide: %w", err)
 	}
 	snapshot := e.cfg.Catalog.Snapshot()
@@ -27,7 +29,9 @@ func (e *Enroller) decide(ctx context.Context, sandbox nodeapi.Pod, dryRun bool)
 	at, err := namespaceAt(sandbox.Netns)
 	if err != nil {
 		if enrolled {
-			return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w (the agent must see the runtime's namespace folder)", err)
+			err = fmt.Errorf("%w (the agent must see the runtime's namespace folder)", err)
+			e.refused(sandbox, err)
+			return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w", err)
 		}
 		return &nodeapi.Decision{Reason: reason}, nil
 	}
@@ -46,6 +50,7 @@ func (e *Enroller) decide(ctx context.Context, sandbox nodeapi.Pod, dryRun bool)
 	}
 	p, err := e.meet(sandbox, at, enrolled)
 	if err != nil {
+		e.refused(sandbox, err)
 		return nil, nodeapi.Errorf(nodeapi.CodeInternal, "decide: %w", err)
 	}
 	e.podLog(p).Info("pod decided", "enrolled", enrolled, "reason", reason, "netns", sandbox.Netns)

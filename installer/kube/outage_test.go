@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -114,6 +115,34 @@ func TestOutageKeepsWhatIsKnown(t *testing.T) {
 	})
 	if _, err := tokens.Admit(t.Context(), fresh); err != nil {
 		t.Errorf("after the outage: %v", err)
+	}
+}
+
+// TestWhatAStoppedAgentMissed changes labels and deletes a pod while nobody watches.
+func TestWhatAStoppedAgentMissed(t *testing.T) {
+	c, dir := newCluster(t), t.TempDir()
+	c.namespace("shop", map[string]string{"istio.io/dataplane-mode": "ambient"})
+	c.pod("shop", "web", "n1")
+	c.pod("shop", "gone", "n1")
+	n, stop := c.node(dir, controlplane.Rules{})
+	c.wantEnrolled(n, "shop", "web", true)
+	testutil.Eventually(t, patience, func() error {
+		if data, err := os.ReadFile(n.lastPath()); err != nil || !strings.Contains(string(data), `"gone"`) {
+			return fmt.Errorf("what is known is not kept yet: %s, %v", data, err)
+		}
+		return nil
+	})
+	stop()
+	c.labelNamespace("shop", "null")
+	now := int64(0)
+	if err := c.client.CoreV1().Pods("shop").Delete(t.Context(), "gone", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+		t.Fatal(err)
+	}
+	again, _ := c.node(dir, controlplane.Rules{})
+	c.wantEnrolled(again, "shop", "web", false)
+	// Known until its sandbox is gone, but nobody is to look for it.
+	if p := again.Snapshot().Pods[controlplane.Name{Namespace: "shop", Name: "gone"}]; p == nil || p.DeletionTimestamp == nil {
+		t.Errorf("pod that was deleted meanwhile: got %v, want it marked as deleted", p)
 	}
 }
 
