@@ -24,9 +24,12 @@ const (
 	dnsImage = "sluice.test/coredns:1"
 )
 
-// buildFolder is where make puts what it builds.
+// buildFolder is where make puts what it builds: all that a cluster needs is there.
 func buildFolder(t testing.TB) string {
 	t.Helper()
+	for _, name := range []string{"k8s/coredns", "containerd/containerd", "cni/bridge", "bin/ztunnel", "bin/sluice-installer", "bin/sluice-cni"} {
+		kube.Built(t, name)
+	}
 	return filepath.Dir(filepath.Dir(kube.Binary(t, "hyperkube")))
 }
 

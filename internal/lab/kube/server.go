@@ -187,16 +187,19 @@ func (s *APIServer) Dynamic() dynamic.Interface {
 	return c
 }
 
-// Binary is the path of a part of Kubernetes that the Makefile built. Without it the test is skipped; with CI=true it fails.
-func Binary(t testing.TB, part string) string {
+// Binary is the path of a part of Kubernetes that the Makefile built.
+func Binary(t testing.TB, part string) string { t.Helper(); return Built(t, "k8s/"+part) }
+
+// Built is the path of a file of the Makefile's folder build. Without it the test is skipped; with CI=true it fails.
+func Built(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("SLUICE_BUILD")
 	if dir == "" {
 		dir = filepath.Join(moduleRoot(t), "build")
 	}
-	path := filepath.Join(dir, "k8s", part)
+	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err != nil {
-		missing(t, fmt.Sprintf("%v: run \"make build/k8s/%s\"", err, part))
+		missing(t, fmt.Sprintf("%v: run \"make build/%s\"", err, name))
 	}
 	return path
 }
