@@ -66,6 +66,9 @@ type Config struct {
 	PoolUnusedRelease time.Duration
 	// StreamWindow, ConnectionWindow and FrameSize are those of HTTP/2, in bytes.
 	StreamWindow, ConnectionWindow, FrameSize int
+	// WindowMemory bounds what the windows of all tunnels may hold above their least, in bytes; 0 for a quarter of the
+	// process's memory.
+	WindowMemory int
 
 	TLS12              bool
 	CompliancePolicy   string // "" or "pqc"

@@ -75,6 +75,7 @@ func (c *Config) declareTunnel(s *settings) {
 	s.span(&c.PoolUnusedRelease, "pool-unused-release", 5*time.Minute, "how long a connection to a peer is kept without tunnels", "POOL_UNUSED_RELEASE_TIMEOUT")
 	s.number(&c.StreamWindow, "stream-window", 4<<20, 65535, math.MaxInt32, "bytes that may be on their way in one tunnel", "HTTP2_STREAM_WINDOW_SIZE")
 	s.number(&c.ConnectionWindow, "connection-window", 16<<20, 65535, math.MaxInt32, "bytes that may be on their way in one connection to or from a peer", "HTTP2_CONNECTION_WINDOW_SIZE")
+	s.number(&c.WindowMemory, "window-memory", 0, 0, math.MaxInt, "bytes that all tunnels together may hold unread, above 64 KiB each; 0 means a quarter of the memory limit", "WINDOW_MEMORY")
 	s.number(&c.FrameSize, "frame-size", 1<<20, 1<<14, 1<<24-1, "bytes of the largest frame taken", "HTTP2_FRAME_SIZE")
 	s.switched(&c.TLS12, "tls12", false, "take TLS 1.2 too", "TLS12_ENABLED")
 	s.text(&c.CompliancePolicy, "compliance-policy", "", "pqc: only X25519MLKEM768 for key exchange; empty: no restriction", "COMPLIANCE_POLICY")

@@ -90,9 +90,9 @@ func raiseFileLimit(log *slog.Logger) {
 	log.Debug("limit of open files", "files", limit.Cur)
 }
 
-// limits derives from the limit of open files how much connections may use.
+// limits derives from the limits of open files and of memory how much connections may use.
 func limits(c *Config, log *slog.Logger) proxy.Limits {
-	l := proxy.Limits{Connections: c.MaxConnections, ConnectionsPerPod: c.MaxConnectionsPerPod}
+	l := proxy.Limits{Connections: c.MaxConnections, ConnectionsPerPod: c.MaxConnectionsPerPod, Memory: windowMemory(c, log)}
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		log.Warn("limit of open files is not known, connections are not limited by it", "error", err)

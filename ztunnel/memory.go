@@ -6,11 +6,14 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path"
 	"runtime/debug"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // limitMemory tells Go's collector of the memory that the cgroup allows, less a tenth for what is not Go's: it collects
@@ -30,6 +33,26 @@ func limitMemory(getenv func(string) string, log *slog.Logger) {
 		debug.SetMemoryLimit(limit / 10 * 9)
 		log.Info("memory limit", "cgroup_bytes", limit, "collector_bytes", limit/10*9)
 	}
+}
+
+// windowMemory is what the windows of all tunnels may hold, in bytes, 0 for no limit: as configured, or a quarter of the
+// collector's limit, or of the machine's memory if there is none. Buffers may be half empty and the collector lets go of
+// some late, so no more than about half of the limit is taken.
+func windowMemory(c *Config, log *slog.Logger) int64 {
+	if c.WindowMemory > 0 {
+		return int64(c.WindowMemory)
+	}
+	limit := debug.SetMemoryLimit(-1)
+	if limit == math.MaxInt64 {
+		var machine unix.Sysinfo_t
+		if err := unix.Sysinfo(&machine); err != nil {
+			log.Warn("memory of the machine is not known, windows are not limited by it", "error", err)
+			return 0
+		}
+		limit = int64(machine.Totalram) * int64(machine.Unit)
+	}
+	log.Info("limit of windows", "memory_bytes", limit, "for_windows", limit/4)
+	return limit / 4
 }
 
 // cgroupMemory is the least memory.max (version 2) or memory.limit_in_bytes (version 1) of this process's cgroup and

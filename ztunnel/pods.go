@@ -81,6 +81,7 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) error {
 		prepare = func(fd int) error { return node.TagSocket(fd, bpf.TagProxy) }
 		listen = inpod.AskAgent(nodeapi.Client{Socket: z.config.AgentSocket}, prepare)
 	}
+	limit := limits(z.config, z.log)
 	carrier := proxy.New(life, proxy.Config{
 		Store:     z.store,
 		ServerTLS: func(id identity.Identity) *tls.Config { return identity.ServerTLS(z.certs, id) },
@@ -94,8 +95,9 @@ func (z *ztunnel) makeManager(life context.Context, node *bpf.Node) error {
 		Windows:           hbone.Windows{Stream: z.config.StreamWindow, Connection: z.config.ConnectionWindow, Frame: z.config.FrameSize},
 		NoResponseBaggage: !z.config.ResponseBaggage, InfoPolicies: z.config.AuthzInfo,
 		LocalhostAppTunnel: z.config.LocalhostAppTunnel,
-		Limits:             limits(z.config, z.log),
+		Limits:             limit,
 	})
+	z.metrics.ShowWindows(carrier, limit.Memory)
 	sockets := inpod.NewSockets(life, prepare)
 	sockets.Configure(z.config.sockets())
 	z.mu.Lock()

@@ -90,6 +90,9 @@ func (c *conn) openLocked(req ConnectRequest) (*Stream, error) {
 	s.ready = make(chan struct{})
 	c.lastID = id
 	c.addLocked(s)
+	s.mu.Lock()
+	s.openWindowLocked()
+	s.mu.Unlock()
 	return s, nil
 }
 

@@ -19,6 +19,7 @@ type connConfig struct {
 	pingTimeout  time.Duration
 	maxStreams   uint32 // server: concurrent streams of the peer
 	windows      Windows
+	memory       Memory // nil: no limit
 	stats        *counters
 
 	// handle serves a new stream of the peer, in its own goroutine.
@@ -107,13 +108,13 @@ func (c *conn) preface() []byte {
 		b = append(b, clientPreface...)
 		b = appendSettings(b,
 			uint32(settingEnablePush), 0,
-			uint32(settingInitialWindow), uint32(c.windows.first()),
+			uint32(settingInitialWindow), uint32(c.leastWindow()),
 			uint32(settingMaxFrameSize), uint32(c.windows.Frame),
 			uint32(settingMaxHeaderListSize), ourClientHeaderList)
 	} else {
 		b = appendSettings(b,
 			uint32(settingMaxStreams), c.maxStreams,
-			uint32(settingInitialWindow), uint32(c.windows.first()),
+			uint32(settingInitialWindow), uint32(c.leastWindow()),
 			uint32(settingMaxFrameSize), uint32(c.windows.Frame),
 			uint32(settingMaxHeaderListSize), ourServerHeaderList)
 	}
@@ -185,17 +186,6 @@ func (c *conn) resetStream(s *Stream, code ErrCode, reason string) {
 	c.in.recent.add(s.id)
 	_ = c.w.push(appendReset(nil, s.id, code))
 	c.forget(s)
-}
-
-// borrow returns how much of n a stream's window may grow.
-func (c *conn) borrow(n int) int {
-	for {
-		left := c.loans.Load()
-		n = min(n, int(left))
-		if n <= 0 || c.loans.CompareAndSwap(left, left-int64(n)) {
-			return max(n, 0)
-		}
-	}
 }
 
 // pushControl queues frames that answer the peer. A peer that reads so little that they pile up loses the connection.

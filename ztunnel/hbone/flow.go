@@ -114,7 +114,7 @@ func (w *recvWindow) consume(n int) int {
 	return n
 }
 
-// grow allows n bytes more at a time.
+// grow allows n bytes more at a time, or fewer.
 func (w *recvWindow) grow(n int) {
 	w.size += n
 	w.credit += n

@@ -60,7 +60,7 @@ const (
 // The connection's window is given back on receipt, so that a stream nobody reads takes nothing from the others. What
 // bounds memory are the streams' windows: a connection holds at most ourStreamWindow for each stream, and windowLoans
 // more for all that have grown. Blocks may be half empty, and the first of a stream emptier, so for 200 streams it is at
-// most 2 * (100 + 16) + 25 MiB.
+// most 2 * (100 + 16) + 25 MiB. A [Memory] bounds what is above 64 KiB a stream, in the sum of all connections.
 const (
 	ourMaxFrame         = 1 << 20
 	ourStreamWindow     = 512 << 10

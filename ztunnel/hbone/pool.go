@@ -51,6 +51,8 @@ type PoolConfig struct {
 	MaxStreams int
 	// Windows bound what servers may send ahead.
 	Windows Windows
+	// Memory is what windows are lent from. Nil means no limit but Windows.
+	Memory Memory
 	// Logger gets debug messages about connections that ended badly. Nil means none.
 	Logger *slog.Logger
 }

@@ -101,6 +101,7 @@ func (p *Pool) abandon(key Key, call *dialCall) {
 func (p *Pool) connConfig(pc *pooled) connConfig {
 	return connConfig{
 		client: true, pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, windows: p.cfg.Windows,
-		stats: &p.stats, ended: func() { p.streamEnded(pc) },
+		memory: p.cfg.Memory,
+		stats:  &p.stats, ended: func() { p.streamEnded(pc) },
 	}
 }

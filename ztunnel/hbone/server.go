@@ -46,6 +46,8 @@ type Server struct {
 	MaxConcurrentStreams uint32
 	// Windows bound what clients may send ahead.
 	Windows Windows
+	// Memory is what windows are lent from. Nil means no limit but Windows.
+	Memory Memory
 	// Logger gets debug messages about connections that ended badly. Nil means none.
 	Logger *slog.Logger
 
@@ -138,6 +140,7 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*conn, error) {
 		pingTimeout:  orDefault(s.PingTimeout, defaultPingTimeout),
 		maxStreams:   orDefault(s.MaxConcurrentStreams, ourMaxStreams),
 		windows:      s.Windows,
+		memory:       s.Memory,
 		stats:        &s.stats,
 	})
 	c.state = state

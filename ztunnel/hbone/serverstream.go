@@ -98,6 +98,9 @@ func (s *Stream) respondLocked(status int, headers []Header, end bool) (over boo
 	if err := c.w.pushLocked(c.henc.frames(s.id, maxFrame, end)); err != nil {
 		return false, err
 	}
+	if !end {
+		s.openWindowLocked()
+	}
 	s.responded = true
 	s.localEnd, s.endQueued = end, end
 	return end && s.remoteEnd, nil

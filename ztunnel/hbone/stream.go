@@ -54,7 +54,7 @@ type Stream struct {
 // newStream makes a stream that the caller adds to the connection. The caller holds c.mu.
 func (c *conn) newStream(id uint32) *Stream {
 	s := &Stream{c: c, id: id, sendWindow: c.peerWindow}
-	s.recv = recvWindow{size: c.windows.first(), credit: c.windows.first()}
+	s.recv = recvWindow{size: c.leastWindow(), credit: c.leastWindow()}
 	s.rcond.L, s.wcond.L = &s.mu, &s.mu
 	return s
 }
@@ -168,8 +168,7 @@ func (s *Stream) cut(rerr, werr error, drop bool) bool {
 	var dropped *block
 	if drop {
 		dropped, s.head, s.tail = s.head, nil, nil
-		s.c.loans.Add(int64(s.recv.size - s.c.windows.first())) // The owner is done: nothing of it is held any more.
-		s.recv.size = s.c.windows.first()
+		s.shrinkLocked(s.recv.size) // The owner is done: nothing of it is held any more.
 	}
 	interrupt := s.interrupt
 	waits := s.head != nil && s.responded

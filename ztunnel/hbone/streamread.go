@@ -177,17 +177,16 @@ func (s *Stream) pass(b *block, w io.Writer) (int, error) {
 	return n, err
 }
 
-// consumed gives n bytes back to the peer's window, in batches. The window of a stream whose reader keeps up grows.
+// consumed gives n bytes back to the peer's window, in batches. The window of a stream whose reader keeps up grows, if
+// there is memory; if memory is short it shrinks.
 func (s *Stream) consumed(n int) {
 	s.mu.Lock()
 	inc := s.recv.consume(n)
 	if s.remoteEnd || s.dead.Load() {
 		inc = 0
 	}
-	if inc > 0 && s.head == nil {
-		more := s.c.borrow(min(s.recv.size, s.c.windows.Stream-s.recv.size))
-		s.recv.grow(more)
-		inc += more
+	if inc > 0 {
+		inc = s.adjustLocked(inc)
 	}
 	s.mu.Unlock()
 	if inc > 0 {

@@ -14,6 +14,8 @@ type Limits struct {
 	Descriptors int
 	// Connections are the connections of all pods, ConnectionsPerPod those of one. Zero means no limit but the others.
 	Connections, ConnectionsPerPod int
+	// Memory is what the windows of tunnels may hold above 64 KiB each, in bytes. Zero means no limit but the windows' own.
+	Memory int64
 }
 
 // What a connection may hold, in file descriptors.

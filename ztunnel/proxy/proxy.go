@@ -75,6 +75,7 @@ type Proxy struct {
 	live   live
 	hosts  hosts
 	budget budget
+	memory memory
 	spare  spare
 }
 
@@ -110,11 +111,17 @@ func (p *Proxy) serve(info inpod.Info, net network, l *inpod.Listeners, ports ..
 		Proxy: p, info: info, network: net, ports: ports, ctx: ctx, cancel: cancel,
 		log:     p.Log.With("pod", info.String()),
 		account: account{budget: &p.budget},
-		pool:    hbone.NewPool(hbone.PoolConfig{DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Logger: p.Log}),
 	}
+	var memory hbone.Memory
+	if p.Limits.Memory > 0 {
+		memory = &podMemory{node: &p.memory, total: p.Limits.Memory}
+	}
+	pp.pool = hbone.NewPool(hbone.PoolConfig{
+		DialTimeout: connectTimeout, MaxStreams: p.MaxStreams, IdleTimeout: p.IdleTimeout, Windows: p.Windows, Memory: memory, Logger: p.Log,
+	})
 	pp.server = &hbone.Server{
 		TLS:     &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, GetConfigForClient: pp.tlsConfig},
-		Handler: pp.stream, Windows: p.Windows, Logger: p.Log, Admit: pp.handshakes.admit,
+		Handler: pp.stream, Windows: p.Windows, Memory: memory, Logger: p.Log, Admit: pp.handshakes.admit,
 	}
 	// A stream in the middle of a write notices nothing but the end of its connection.
 	context.AfterFunc(ctx, func() { _ = pp.pool.Close(ctx) })
