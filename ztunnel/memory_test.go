@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"log/slog"
+	"math"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -51,5 +53,21 @@ func TestMemoryLimitOfTheEnvironmentStands(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "GOMEMLIMIT") {
 		t.Errorf("log: %q", out.String())
+	}
+}
+
+func TestWindowsGetAQuarterOfTheMemory(t *testing.T) {
+	before := debug.SetMemoryLimit(1 << 30)
+	defer debug.SetMemoryLimit(before)
+	log := slog.New(slog.DiscardHandler)
+	if got := windowMemory(&Config{}, log); got != 1<<28 {
+		t.Errorf("of a limit of 1 GiB: got %d, want %d", got, 1<<28)
+	}
+	if got := windowMemory(&Config{WindowMemory: 12345}, log); got != 12345 {
+		t.Errorf("configured: got %d, want 12345", got)
+	}
+	debug.SetMemoryLimit(math.MaxInt64)
+	if got := windowMemory(&Config{}, log); got < 16<<20 || got > 1<<50 {
+		t.Errorf("without a limit: got %d, want a quarter of the machine's memory", got)
 	}
 }
