@@ -30,6 +30,7 @@ func agentCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel})).With("node", c.NodeName)
 	a := &agent{cfg: c, log: log}
+	a.cfg.cni.Leave = a.leaver.decide
 	a.keeper = newKeeper(&a.cfg.cni, &a.cfg.paths, log, a.health.installed.Store)
 	return a.run(ctx)
 }
@@ -51,10 +52,12 @@ type agent struct {
 	flows    *flows.Table
 	nodeAPI  *nodeapi.Server
 	keeper   *keeper
+	leaver   leaver
 	health   health
 }
 
-// run is the agent's life. When ctx ends it hangs up and returns nil; nothing is taken off any pod.
+// run is the agent's life. When ctx ends it hangs up and returns nil. Nothing is taken off any pod, unless the agent's
+// DaemonSet is deleted.
 func (a *agent) run(ctx context.Context) error {
 	lock, err := a.claimNode(ctx)
 	if err != nil {
@@ -81,12 +84,18 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { a.enroller.Run(ctx, changes); return nil })
 	g.Go(func() error { return a.readFlows(ctx) })
 	if a.api != nil {
+		a.watchOwn(ctx)
 		g.Go(func() error { return a.api.report(ctx) })
 	}
 	g.Go(func() error { return a.becomeReady(ctx) })
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
+	}
+	if left, clearErr := a.clear(ctx); left {
+		err = errors.Join(err, clearErr)
+		a.log.Info("agent stopped; no pod of the node is in the mesh", "err", err)
+		return err
 	}
 	a.log.Info("agent stopped; enrolled pods stay enrolled", "err", err)
 	return err

@@ -32,6 +32,7 @@ type sourceConfig struct {
 	Kubeconfig string
 	Rules      controlplane.Rules
 	Untaint    bool
+	DaemonSet  string
 }
 
 func (c *sourceConfig) declare(fs *flag.FlagSet) {
@@ -41,6 +42,7 @@ func (c *sourceConfig) declare(fs *flag.FlagSet) {
 		c.Rules.Selectors, err = controlplane.ParseSelectors(v)
 		return err
 	})
+	fs.StringVar(&c.DaemonSet, "own-daemonset", "", "with --source=api: the agent's DaemonSet in --own-namespace; an agent that ends when it is deleted takes everything off the node")
 	fs.BoolVar(&c.Untaint, "remove-taint", false, "with --source=api: take the taint "+kube.NotReadyTaint+" off this node once the agent is ready")
 }
 
@@ -60,6 +62,9 @@ func (c *sourceConfig) complete(a *agentConfig) error {
 		}
 		if a.XDSAddress == "" {
 			errs = append(errs, errors.New("--xds-address: is required with --source=api, as the agent knows of no pods but its node's: istiod, or \"sluice-installer controlplane\""))
+		}
+		if c.DaemonSet != "" && a.cni.OwnNamespace == "" {
+			errs = append(errs, errors.New("--own-daemonset: needs --own-namespace, or $POD_NAMESPACE"))
 		}
 		a.WorkloadsDir = "" // the annotation says it
 		return errors.Join(errs...)

@@ -192,3 +192,12 @@ func (r *Reporter) tellRefusals() {
 		delete(r.refusals, uid)
 	}
 }
+
+// Retract takes the annotation off all pods of this node. Call it after Run.
+func (r *Reporter) Retract(ctx context.Context) error {
+	var errs []error
+	for _, object := range r.cfg.Node.pods.GetStore().List() {
+		errs = append(errs, r.annotate(ctx, object.(*corev1.Pod), ""))
+	}
+	return errors.Join(errs...)
+}
