@@ -72,6 +72,12 @@ func across(t *testing.T, c *cluster.Cluster, ns string) []pair {
 	c.Apply(t, ns, web)
 	c.Rollout(t, ns, "deployment/web")
 	c.Rollout(t, ns, "deployment/client")
+	return pairsOf(t, c, ns)
+}
+
+// pairsOf returns them as they are now.
+func pairsOf(t *testing.T, c *cluster.Cluster, ns string) []pair {
+	t.Helper()
 	clients, servers := c.Pods(t, ns, "app=client"), c.Pods(t, ns, "app=web")
 	a, b := c.Nodes[0].Name, c.Nodes[1].Name
 	for _, pods := range []map[string][]corev1.Pod{clients, servers} {
@@ -94,6 +100,9 @@ func (p pair) addrs() (all []netip.Addr) {
 
 // reach asks the server by each of its addresses, and wants to be answered by it and seen with the client's own address.
 func (p pair) reach(c *cluster.Cluster) error {
+	if got, want := len(p.client.Status.PodIPs), len(p.server.Status.PodIPs); got != want || got == 0 {
+		return fmt.Errorf("%s has %d addresses, %s %d", p.client.Name, got, p.server.Name, want)
+	}
 	var errs []error
 	for i, to := range p.server.Status.PodIPs {
 		url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(to.IP), 8080).String()

@@ -53,13 +53,18 @@ func ask(t *testing.T, c *cluster.Cluster, pairs []pair) {
 // watch returns what was on the nodes' cables, between the pairs' pods, while f ran.
 func watch(t *testing.T, c *cluster.Cluster, pairs []pair, f func()) leak.Report {
 	t.Helper()
-	var points []leak.Point
-	for _, n := range c.Nodes {
-		points = append(points, leak.Point{NS: n.NS.Name, Interface: "eth0"})
-	}
 	var members []netip.Addr
 	for _, p := range pairs {
 		members = append(members, p.addrs()...)
+	}
+	return watchMembers(t, c, members, f)
+}
+
+func watchMembers(t *testing.T, c *cluster.Cluster, members []netip.Addr, f func()) leak.Report {
+	t.Helper()
+	var points []leak.Point
+	for _, n := range c.Nodes {
+		points = append(points, leak.Point{NS: n.NS.Name, Interface: "eth0"})
 	}
 	w, err := leak.Start(members, points...)
 	if err != nil {
