@@ -88,7 +88,7 @@ test-packages: ## as packages, and the programs that are taken through the mesh:
 datapath := ^Test(AgentKilled|AddWithout|DelWithout|AddFails|CheckNames|GCRemoves)
 
 # Packages are compiled side by side and tested one after another: many tests have deadlines.
-test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm build/k8s/kube-apiserver test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
+test: build build/containerd/containerd build/k8s/kustomize build/k8s/helm build/k8s/kube-apiserver build/k8s/kubectl test-packages ## all tests with the race detector; as root, or the tests that need it are skipped
 	$(GO) build -race ./...
 	SLUICE_BUILD=$(CURDIR)/build $(GO) test -race -timeout 15m -p 1 ./...
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_ATTACH_MODE=clsact $(GO) test -race -timeout 10m -p 1 ./bpf ./plugin
