@@ -100,6 +100,7 @@ func TestTheAPIServerTakesEveryRendering(t *testing.T) {
 	for _, mode := range []string{"api", "embedded", "istiod"} {
 		texts["chart "+mode] = output(t, helm, chartArgs("--set", "podMonitor.enabled=true,agent.dnsCapture=true,controlPlane.mode="+mode)...)
 	}
+	texts["taint"] = output(t, kustomize, "build", overlayWith(t, "overlays/api", "components/taint"))
 	texts["monitoring"] = output(t, kustomize, "build", overlayWith(t, "overlays/api", "components/monitoring"))
 	for name, text := range texts {
 		if out, err := c.apply(text, "--dry-run=server"); err != nil {

@@ -194,6 +194,7 @@ func TestChartIsAsTheKustomization(t *testing.T) {
 		"default":  {".", nil},
 		"api":      {"overlays/api", []string{"--set", "controlPlane.mode=api"}},
 		"embedded": {"overlays/embedded", []string{"--set", "controlPlane.mode=embedded"}},
+		"taint":    {overlayWith(t, "overlays/api", "components/taint"), []string{"--set", "agent.removeTaint=true"}},
 		"istiod":   {"overlays/istiod", []string{"--namespace", "istio-system", "--set", "controlPlane.mode=istiod"}},
 	} {
 		t.Run(name, func(t *testing.T) {
