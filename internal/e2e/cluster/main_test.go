@@ -13,6 +13,9 @@ import (
 var shared = outlive{}
 
 func TestMain(m *testing.M) {
+	if os.Getenv(toBeKilled) != "" {
+		bringUp()
+	}
 	code := m.Run()
 	if !shared.end() && code == 0 {
 		code = 1

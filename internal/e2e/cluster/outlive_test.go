@@ -21,6 +21,7 @@ type outlive struct {
 
 	once    sync.Once
 	cluster *cluster.Cluster
+	dir     string // of all that TempDir makes
 
 	mu       sync.Mutex
 	current  *testing.T // the last that asked
@@ -92,16 +93,24 @@ func (o *outlive) Cleanup(f func()) {
 	o.cleanups = append(o.cleanups, f)
 }
 
+// TempDir makes folders in one, as those of a test are.
 func (o *outlive) TempDir() string {
-	dir, err := os.MkdirTemp("", "sl-k8s-")
+	if o.dir == "" {
+		dir, err := os.MkdirTemp("", "sl-k8s-")
+		if err != nil {
+			o.Fatal(err)
+		}
+		o.dir = dir
+		o.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				o.Error(err)
+			}
+		})
+	}
+	dir, err := os.MkdirTemp(o.dir, "")
 	if err != nil {
 		o.Fatal(err)
 	}
-	o.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			o.Error(err)
-		}
-	})
 	return dir
 }
 

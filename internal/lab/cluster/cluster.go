@@ -68,6 +68,7 @@ func Start(t testing.TB, cfg Config) *Cluster {
 		t.Fatal(err)
 	}
 	c.buildPrograms()
+	c.startSweeper()
 	c.startControlPlane()
 	c.deployDNS()
 	for i := range cfg.Nodes {
@@ -88,6 +89,9 @@ func Start(t testing.TB, cfg Config) *Cluster {
 	return c
 }
 
+// Dir is the folder of all the cluster's files, logs among them.
+func (c *Cluster) Dir() string { return c.dir }
+
 func (c *Cluster) path(parts ...string) string {
 	return filepath.Join(append([]string{c.dir}, parts...)...)
 }
@@ -96,6 +100,7 @@ func (c *Cluster) path(parts ...string) string {
 func (c *Cluster) startControlPlane() {
 	c.t.Helper()
 	c.Outside = testutil.NetNS(c.t, "k8s")
+	c.note("netns", c.Outside.Name)
 	c.Outside.Sysctl(c.t, "net.ipv4.ip_forward", "1")
 	c.Outside.Sysctl(c.t, "net.ipv6.conf.all.forwarding", "1")
 	c.Outside.Run(c.t, "ip", "link", "add", "wire", "type", "bridge")

@@ -13,11 +13,11 @@
 // A node is a process 1 of its own in namespaces of its own: network, mount, PID, UTS, IPC and cgroup. It sees the
 // machine's file system, but /run, /proc, /sys, /sys/fs/bpf and /sys/fs/cgroup are its own, as are /etc, /opt, /var/lib
 // and /var/log, which outlive a reboot. So everything is where it is on a node, many clusters fit on a machine beside a
-// demo, and no namespace has a route to the machine's own interfaces. All ends with the test's process, however that ends.
+// demo, and no namespace has a route to the machine's own interfaces. All ends with the test's process, however that ends:
+// what outlives processes is then removed by one that waits for it.
 //
 // Needs root. Run so far on machines that have cgroup version 1 beside 2; one with version 2 alone must have cpu, cpuset,
-// memory and pids in the cgroup.subtree_control of its root. A test's process that is killed leaves its folder, the names
-// of its network namespaces, and empty cgroups; all are called sl-*.
+// memory and pids in the cgroup.subtree_control of its root.
 //
 // What two nodes share is the kernel: settings that are not of a namespace, and its log. Settings that a kubelet would
 // change are hidden from it.

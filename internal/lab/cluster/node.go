@@ -48,6 +48,7 @@ func (c *Cluster) newNode(index int) *Node {
 func (n *Node) install() {
 	n.c.t.Helper()
 	n.c.t.Cleanup(n.removeCgroups) // after everything in them is gone
+	n.c.note("cgroup", n.cgroup())
 	n.writeFiles()
 	n.addProcess("containerd", "/usr/bin/env", "PATH="+n.runtimePath(), "containerd", "--config=/etc/containerd/config.toml")
 	n.addProcess("kubelet", kube.Binary(n.c.t, "kubelet"), "--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
@@ -91,6 +92,7 @@ func (n *Node) plugIn() {
 	t, c := n.c.t, n.c
 	t.Helper()
 	n.NS = testutil.NetNS(t, n.Name)
+	c.note("netns", n.NS.Name)
 	n.NS.Sysctl(t, "net.ipv4.ip_forward", "1")
 	n.NS.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
 	port := fmt.Sprintf("%s-%d", n.Name, n.boots) // the last one takes a moment to go

@@ -4,6 +4,7 @@
 //
 //	nodeinit init DIR NAME CGROUP   in new PID, mount, UTS and IPC namespaces: DIR holds what outlives a reboot, CGROUP is the
 //	                        node's folder in each cgroup hierarchy; prints "ready"; reaps orphans until it is killed
+//	nodeinit sweep NOTED DIR         outside: waits for the end of its input, then removes what the file NOTED names, and DIR
 //	nodeinit run NAME PROGRAM ARGS   inside: puts itself into the node's cgroups, writes /run/pids/NAME and becomes PROGRAM
 package main
 
@@ -28,10 +29,14 @@ func main() {
 	switch args := os.Args[1:]; {
 	case len(args) == 4 && args[0] == "init":
 		err = boot(args[1], args[2], args[3])
+	case len(args) == 3 && args[0] == "sweep":
+		if err = sweep(args[1], args[2]); err == nil {
+			return
+		}
 	case len(args) >= 3 && args[0] == "run":
 		err = run(args[1], args[2:])
 	default:
-		err = errors.New("usage: nodeinit init DIR NAME CGROUP | run NAME PROGRAM ARGS")
+		err = errors.New("usage: nodeinit init DIR NAME CGROUP | sweep NOTED DIR | run NAME PROGRAM ARGS")
 	}
 	fmt.Fprintln(os.Stderr, "nodeinit:", err)
 	os.Exit(1)
