@@ -5,6 +5,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -23,17 +24,18 @@ type Own struct {
 	node            *Node
 	namespace, name string
 	set             cache.SharedIndexInformer
+	seen            atomic.Bool // that it is not there means something only once it was
 }
 
-// WatchOwn watches a DaemonSet until ctx ends. One that is not there is an error: its absence is to mean something later.
+// WatchOwn watches a DaemonSet until ctx ends. The API may be away at first.
 func WatchOwn(ctx context.Context, node *Node, namespace, name string) (*Own, error) {
-	client := node.cfg.Client.AppsV1()
-	if _, err := client.DaemonSets(namespace).Get(ctx, name, metav1.GetOptions{}); err != nil {
-		return nil, fmt.Errorf("DaemonSet %s/%s: %w", namespace, name, err)
-	}
-	source := cache.NewListWatchFromClient(client.RESTClient(), "daemonsets", namespace, fields.OneTermEqualSelector("metadata.name", name))
+	source := cache.NewListWatchFromClient(node.cfg.Client.AppsV1().RESTClient(), "daemonsets", namespace, fields.OneTermEqualSelector("metadata.name", name))
 	o := &Own{node: node, namespace: namespace, name: name, set: cache.NewSharedIndexInformer(source, &appsv1.DaemonSet{}, 0, nil)}
 	if err := o.set.SetWatchErrorHandlerWithContext(node.watchFailed); err != nil {
+		return nil, err
+	}
+	_, err := o.set.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { o.seen.Store(true) }})
+	if err != nil {
 		return nil, err
 	}
 	go o.set.RunWithContext(ctx)
@@ -50,6 +52,8 @@ func (o *Own) Leaving(ctx context.Context) (leaving bool, reason string) {
 	defer cancel()
 	set, err := o.node.cfg.Client.AppsV1().DaemonSets(o.namespace).Get(ctx, o.name, metav1.GetOptions{})
 	switch {
+	case apierrors.IsNotFound(err) && !o.seen.Load():
+		return false, o.what() + " was never there: is --own-daemonset right?"
 	case apierrors.IsNotFound(err), err == nil && set.DeletionTimestamp != nil:
 		return true, o.what() + " is deleted"
 	case err != nil:
@@ -63,7 +67,7 @@ func (o *Own) deleted() string {
 	if space, ok, err := o.node.spaces.GetStore().GetByKey(o.namespace); err == nil && ok && space.(*corev1.Namespace).DeletionTimestamp != nil {
 		return "namespace " + o.namespace + " is being deleted"
 	}
-	if !o.set.HasSynced() {
+	if !o.seen.Load() {
 		return ""
 	}
 	set, ok, err := o.set.GetStore().GetByKey(o.namespace + "/" + o.name)

@@ -74,7 +74,7 @@ func TestAgentLeavesWhenItsDaemonSetDoes(t *testing.T) {
 				t.Fatal(err)
 			}
 			testutil.Eventually(t, patience, func() error {
-				if _, known, _ := n.spaces.GetStore().GetByKey(space); !own.set.HasSynced() || !known {
+				if _, known, _ := n.spaces.GetStore().GetByKey(space); !own.seen.Load() || !known {
 					return fmt.Errorf("not seen yet")
 				}
 				return nil
@@ -97,8 +97,38 @@ func TestAgentLeavesWhenItsDaemonSetDoes(t *testing.T) {
 			}
 		})
 	}
-	if _, err := WatchOwn(t.Context(), n, "default", "typo"); err == nil || !strings.Contains(err.Error(), "default/typo") {
-		t.Errorf("a DaemonSet that is not there: got %v", err)
+	own, err := WatchOwn(t.Context(), n, "default", "typo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if leaves, reason := own.Leaving(t.Context()); leaves || !strings.Contains(reason, "never there") {
+		t.Errorf("a DaemonSet that was never there: got %v, %q", leaves, reason)
+	}
+}
+
+// TestAgentThatStartsWithoutTheAPILeavesLater: an uninstall days after an outage is an uninstall.
+func TestAgentThatStartsWithoutTheAPILeavesLater(t *testing.T) {
+	c := newCluster(t)
+	c.namespace("late", nil)
+	c.daemonSet("late", "agent")
+	n, _ := c.node(t.TempDir(), controlplane.Rules{})
+	c.Stop()
+	own, err := WatchOwn(t.Context(), n, "late", "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Start()
+	testutil.Eventually(t, patience, func() error {
+		if !own.seen.Load() {
+			return fmt.Errorf("not seen yet")
+		}
+		return nil
+	})
+	if err := c.client.AppsV1().DaemonSets("late").Delete(t.Context(), "agent", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if leaves, reason := own.Leaving(t.Context()); !leaves {
+		t.Errorf("it stays: %s", reason)
 	}
 }
 

@@ -30,7 +30,7 @@ func TestAgentAndZtunnelRunInTheirContainers(t *testing.T) {
 		n := newNode(t, r)
 		n.importOurImages()
 		n.runDaemon("agent.yaml", "--run-dir="+n.RunDir(), "--state-dir="+n.StateDir(), "--pin-root="+n.PinRoot(),
-			"--manifests="+n.lab.Manifests(), "--workloads="+n.lab.Workloads(), "--ca-dir="+n.lab.CA(), "--cri-socket=/host"+n.socket())
+			"--source=files", "--manifests="+n.lab.Manifests(), "--workloads="+n.lab.Workloads(), "--ca-dir="+n.lab.CA(), "--cri-socket=/host"+n.socket())
 		n.waitChain("bridge", "portmap", "recorder", "sluice-cni")
 		n.runDaemon("ztunnel.yaml", "--zds-socket="+filepath.Join(n.RunDir(), "ztunnel.sock"), "--agent-socket="+n.AgentSocket(),
 			"--pin-root="+n.PinRoot(), "--xds-address=unix://"+filepath.Join(n.RunDir(), "controlplane.sock"))
