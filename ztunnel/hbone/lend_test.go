@@ -57,8 +57,8 @@ func TestWindowOpensWithTheAnswer(t *testing.T) {
 	eventually(t, func() bool { return server.lent.Load() == 0 })
 }
 
-// TestRefusedRequestsBorrowNothing: nothing is received for them.
-func TestRefusedRequestsBorrowNothing(t *testing.T) {
+// TestRefusedRequestsKeepNothing: whatever was lent at either end is returned.
+func TestRefusedRequestsKeepNothing(t *testing.T) {
 	server, client := &purse{}, &purse{}
 	e := newEnv(t, func(_ context.Context, r *ServerStream) { _ = r.Reject(503) }, from(server, client))
 	if _, _, err := e.connect(t.Context()); err == nil {
