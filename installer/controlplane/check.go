@@ -115,14 +115,14 @@ func (c checker) service(s *corev1.Service) error {
 		if t := p.TargetPort.IntVal; t < 0 || t > 65535 {
 			return c.errorf(fmt.Sprintf("spec.ports[%d].targetPort", i), "%d is no port", t)
 		}
-		if !isTCP(p.Protocol) {
+		if !isTCP(p.Protocol) && !c.live {
 			c.warnf(fmt.Sprintf("spec.ports[%d]", i), "protocol %s is outside the mesh; the port is left out", p.Protocol)
 		}
 	}
 	switch {
+	case c.live: // what is everyday in a cluster is for its documentation
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
 		c.warnf("spec.type", "ExternalName services are left to DNS; the service is not published")
-	case c.live:
 	case len(s.Spec.Selector) == 0:
 		c.warnf("spec", "no selector: the service has no endpoints (Endpoints and EndpointSlices are not read)")
 	case s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) == 0:

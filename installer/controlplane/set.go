@@ -3,9 +3,9 @@
 package controlplane
 
 import (
-	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -19,7 +19,7 @@ import (
 // publishes.
 //
 // As with files, an object that cannot be carried out keeps the last state in which it could; one that never could has
-// none. Safe for concurrent use.
+// none. Policies are read such that a mistake in one lets nobody in. Safe for concurrent use.
 type Set struct {
 	rules Rules
 	log   *slog.Logger
@@ -49,7 +49,8 @@ func (s *Set) Snapshot() *Snapshot { return s.current.Load() }
 func (s *Set) Subscribe() (changes <-chan struct{}, cancel func()) { return s.subs.add() }
 
 // Put takes an object in, in place of an earlier one of the same kind and name: a Namespace, Pod, Service, Node or
-// EndpointSlice, or an unstructured policy. It must not be changed afterwards. Nobody sees it before Publish.
+// EndpointSlice, or an unstructured policy. It must not be changed afterwards. Nobody sees it before Publish. The error
+// says what is wrong with the object, and for a policy what that does.
 func (s *Set) Put(object any) error {
 	key, err := keyOf(object)
 	if err != nil {
@@ -59,17 +60,33 @@ func (s *Set) Put(object any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dirty = true
+	before := s.objects.files[key]
+	f := &file{path: key, objs: objs, err: ferr}
+	s.objects.files[key] = f
 	if ferr == nil {
-		s.objects.files[key] = &file{path: key, objs: objs}
+		s.warn(f, before)
 		return nil
 	}
-	last := &objects{}
-	if before := s.objects.files[key]; before != nil {
-		last = before.objs
+	if f.objs == nil && before != nil {
+		f.objs = before.objs
 	}
-	s.objects.files[key] = &file{path: key, objs: last, err: ferr}
-	s.log.Error("object cannot be carried out; what it said before stays in force", "object", key, "error", ferr.Err, "objects_in_force", last.count())
+	if f.objs == nil {
+		f.objs = &objects{}
+	}
+	s.log.Error("object cannot be carried out as it is", "object", key, "error", ferr.Err, "objects_in_force", f.objs.count())
 	return ferr
+}
+
+// warn logs what an object says without effect, once.
+func (s *Set) warn(f, before *file) {
+	said := func(w *FileError) bool {
+		return before != nil && slices.ContainsFunc(before.objs.warnings, func(b *FileError) bool { return b.Error() == w.Error() })
+	}
+	for _, w := range f.objs.warnings {
+		if !said(w) {
+			s.log.Warn("object is not carried out as it is written", "object", f.path, "what", w.Err)
+		}
+	}
 }
 
 // Delete takes out the object of this kind and name.
@@ -120,8 +137,7 @@ func keyOf(object any) (string, error) {
 	return "", fmt.Errorf("%T is no object that this control plane reads", object)
 }
 
-// accept checks an object as it is checked in a file. A policy takes the way of a file, since it has no Go type whose
-// decoder would complain of fields that are not known.
+// accept checks an object as it is checked in a file.
 func accept(key string, object any) (*objects, *FileError) {
 	objs, at := &objects{}, Origin{Path: key}
 	c := checker{doc: &yaml.Node{}, at: at, warn: &objs.warnings, live: true}
@@ -141,15 +157,7 @@ func accept(key string, object any) (*objects, *FileError) {
 		objs.slices = []*EndpointSlice{{o, at}}
 		err = c.endpointSlice(o)
 	case *unstructured.Unstructured:
-		data, merr := json.Marshal(bare(o))
-		if merr != nil {
-			return nil, &FileError{Origin: at, Err: merr}
-		}
-		parsed, ferr := parseFile(key, data)
-		if ferr != nil {
-			ferr.Line = 0 // of the one line of its JSON
-		}
-		return parsed, ferr
+		return acceptPolicy(key, bare(o))
 	}
 	if err != nil {
 		return nil, inFile(key, nil, 0, err)
