@@ -437,6 +437,44 @@ func (m *mesh) checkStrict(ctx context.Context, conn *grpc.ClientConn) {
 	})
 }
 
+// A policy that is not carried out as it is written says so where its author looks.
+func TestControlplaneTellsAuthorsOfMistakes(t *testing.T) {
+	m := newMesh(t)
+	policies := m.api.Dynamic().Resource(labkube.AuthorizationPolicies).Namespace("shop")
+	write := func(name string, rule map[string]any) {
+		must(t)(policies.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": map[string]any{"name": name},
+			"spec": map[string]any{"action": "DENY", "rules": []any{rule}},
+		}}, metav1.CreateOptions{}))
+	}
+	write("before", map[string]any{"from": []any{map[string]any{"source": map[string]any{"ipBlocks": []any{"10.0.0.0/33"}}}}})
+	a, b := m.start("a"), m.start("b")
+	m.wantReady(a)
+	m.wantReady(b)
+	write("later", map[string]any{"to": []any{map[string]any{"operation": map[string]any{"paths": []any{"/admin"}}}}})
+	want := map[string]string{"before PolicyMistake": "10.0.0.0/33", "later PolicyWithoutEffect": "only a waypoint sees"}
+	testutil.Eventually(t, time.Minute, func() error {
+		all, err := m.client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		told := map[string]string{}
+		for _, e := range all.Items {
+			about := e.InvolvedObject.Name + " " + e.Reason
+			if told[about] != "" {
+				t.Fatalf("%s was told twice", about)
+			}
+			told[about] = e.Message
+		}
+		for about, part := range want {
+			if !strings.Contains(told[about], part) {
+				return fmt.Errorf("event %q: have %q, want one with %q", about, told, part)
+			}
+		}
+		return nil
+	})
+}
+
 // certificate asks for one as ambient section 7 says.
 func certificate(ctx context.Context, conn *grpc.ClientConn, namespace, account string) ([]string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

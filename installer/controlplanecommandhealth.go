@@ -61,6 +61,7 @@ var (
 	leadsDesc    = prometheus.NewDesc("sluice_controlplane_leads", "Whether this replica looks after the mesh's root.", nil, nil)
 	objectsDesc  = prometheus.NewDesc("sluice_controlplane_objects", "Objects that are known, by kind.", []string{"kind"}, nil)
 	mistakesDesc = prometheus.NewDesc("sluice_controlplane_mistaken_objects", "Objects that cannot be carried out as they are now.", nil, nil)
+	futileDesc   = prometheus.NewDesc("sluice_controlplane_ineffective_objects", "What objects say that has no effect here.", nil, nil)
 	streamsDesc  = prometheus.NewDesc("sluice_controlplane_xds_streams", "xDS streams that are open.", nil, nil)
 	rejectedDesc = prometheus.NewDesc("sluice_controlplane_xds_rejected_total", "xDS responses that a client did not take in full.", nil, nil)
 	certsDesc    = prometheus.NewDesc("sluice_controlplane_certificates_total", "Certificates asked for, by result.", []string{"result"}, nil)
@@ -69,7 +70,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *controlplaneCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{leadsDesc, objectsDesc, mistakesDesc, streamsDesc, rejectedDesc, certsDesc, callersDesc} {
+	for _, d := range []*prometheus.Desc{leadsDesc, objectsDesc, mistakesDesc, futileDesc, streamsDesc, rejectedDesc, certsDesc, callersDesc} {
 		ch <- d
 	}
 }
@@ -92,6 +93,7 @@ func (c *controlplaneCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(objectsDesc, len(s.PeerAuthentications), "PeerAuthentication")
 	gauge(objectsDesc, len(s.AuthorizationPolicies), "AuthorizationPolicy")
 	gauge(mistakesDesc, len(s.Errors))
+	gauge(futileDesc, len(s.Warnings))
 	gauge(streamsDesc, int(c.counters.Streams.Load()))
 	count(rejectedDesc, c.counters.Rejected.Load())
 	count(certsDesc, c.counters.CertificatesIssued.Load(), "issued")

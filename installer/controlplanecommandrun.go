@@ -34,6 +34,7 @@ func (p *controlPlane) run(ctx context.Context) error {
 	if err := p.serveHealth(ctx, g); err != nil {
 		return err
 	}
+	p.cluster.TellAuthors(p.client, p.cfg.Identity, p.leads.Load)
 	roots := kube.NewRoots(p.client, p.cfg.Namespace, p.cfg.TrustDomain, p.log)
 	g.Go(func() error { return p.lead(ctx, roots) })
 	g.Go(func() error {
@@ -55,6 +56,7 @@ func (p *controlPlane) lead(ctx context.Context, roots *kube.Roots) error {
 	for {
 		err := kube.Lead(ctx, p.client, p.cfg.Namespace, p.cfg.Identity, p.log, func(ctx context.Context) error {
 			p.leads.Store(true)
+			p.cluster.Look()
 			defer p.leads.Store(false)
 			return roots.Keep(ctx)
 		})

@@ -34,11 +34,7 @@ func sent(t *testing.T, policy *unstructured.Unstructured) ([]*securityapi.Autho
 	err := s.Put(policy)
 	s.Publish()
 	m := mesh{clusterID: "c", trustDomain: "cluster.local", rootNamespace: "istio-system", dnsDomain: "cluster.local"}
-	var all []*securityapi.Authorization
-	for _, p := range m.translate(s.Snapshot()).policies {
-		all = append(all, p)
-	}
-	return all, err
+	return m.translate(s.Snapshot()).policies, err
 }
 
 // A mistake in a policy of the API lets nobody in: it is as good as a policy that lets in fewer.

@@ -36,6 +36,7 @@ type Cluster struct {
 	told      []cache.InformerSynced
 	absent    []schema.GroupVersionResource // kinds that the cluster did not have when Start asked
 	changed   chan struct{}
+	authors   *policyEvents // nil if nobody is to be told
 }
 
 // NewCluster asks nobody anything yet; call Start.
@@ -83,6 +84,7 @@ func (c *Cluster) watchFailed(_ context.Context, _ *cache.Reflector, err error) 
 }
 
 func (c *Cluster) put(object any) {
+	c.authors.note(object)
 	_ = c.Put(object) // which has logged it
 	c.kick()
 }
@@ -91,6 +93,7 @@ func (c *Cluster) remove(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
+	c.authors.forget(object)
 	_ = c.Delete(object) // cannot fail for a kind that was put in
 	c.kick()
 }
@@ -131,8 +134,10 @@ func (c *Cluster) Start(ctx context.Context) error {
 
 // Run implements [controlplane.Source]. Call it once, after Start.
 func (c *Cluster) Run(ctx context.Context) error {
+	defer c.authors.stop()
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
+	c.authors.tell(c.Snapshot())
 	for _, kind := range c.absent {
 		waiting.Go(func() { c.await(ctx, kind) })
 	}
@@ -148,6 +153,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		case <-time.After(gather):
 		}
 		c.Publish()
+		c.authors.tell(c.Snapshot())
 	}
 }
 

@@ -47,7 +47,7 @@ func noticeFor(pod *corev1.Pod, state State, known, wanted bool, reason string) 
 	return notice{}
 }
 
-// events tells each notice of a pod once, until there is another. Used by one goroutine.
+// events tells each notice of an object once, until there is another. Used by one goroutine.
 type events struct {
 	broadcaster record.EventBroadcaster
 	recorder    record.EventRecorder
@@ -61,16 +61,19 @@ func newEvents(client kubernetes.Interface, node string) *events {
 	return &events{broadcaster: b, recorder: b.NewRecorder(scheme.Scheme, source), told: map[types.UID]notice{}}
 }
 
-func (e *events) tell(pod *corev1.Pod, n notice) {
-	if n == (notice{}) || e.told[pod.UID] == n {
+func podRef(pod *corev1.Pod) *corev1.ObjectReference {
+	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+}
+
+func (e *events) tell(ref *corev1.ObjectReference, n notice) {
+	if n == (notice{}) || e.told[ref.UID] == n {
 		return
 	}
-	e.told[pod.UID] = n
-	ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+	e.told[ref.UID] = n
 	e.recorder.Event(ref, n.kind, n.reason, n.message[:min(len(n.message), maxMessage)])
 }
 
-// forget drops what was told of pods that are gone.
+// forget drops what was told of objects that are gone.
 func (e *events) forget(present map[types.UID]bool) {
 	for uid := range e.told {
 		if !present[uid] {

@@ -130,7 +130,7 @@ func (r *Reporter) report(ctx context.Context) error {
 		state, known := stateOf(states, pod)
 		wanted, reason := snapshot.Enrolled(pod.Namespace, pod.Name)
 		errs = append(errs, r.annotate(ctx, pod, annotationFor(state, wanted)))
-		r.events.tell(pod, noticeFor(pod, state, known, wanted, reason))
+		r.events.tell(podRef(pod), noticeFor(pod, state, known, wanted, reason))
 	}
 	r.tellRefusals()
 	r.events.forget(present)
@@ -188,7 +188,7 @@ func (r *Reporter) tellRefusals() {
 	defer r.mu.Unlock()
 	for uid, f := range r.refusals {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: f.name, UID: uid}}
-		r.events.tell(pod, notice{corev1.EventTypeWarning, reasonRefused, "This pod cannot start in the mesh: " + f.reason})
+		r.events.tell(podRef(pod), notice{corev1.EventTypeWarning, reasonRefused, "This pod cannot start in the mesh: " + f.reason})
 		delete(r.refusals, uid)
 	}
 }
