@@ -70,7 +70,8 @@ func (m mesh) addSlices(s *Snapshot, workloads []*workloadapi.Workload) []*workl
 			if w.Services == nil {
 				w.Services = map[string]*workloadapi.PortList{}
 			}
-			w.Services[service.Namespace+"/"+m.hostname(service.Service)] = &workloadapi.PortList{Ports: slicePorts(slice.EndpointSlice, service.Service)}
+			key := service.Namespace + "/" + m.hostname(service.Service)
+			w.Services[key] = withPorts(w.Services[key], slicePorts(slice.EndpointSlice, service.Service))
 		}
 	}
 	slices.SortStableFunc(workloads, func(a, b *workloadapi.Workload) int { return strings.Compare(a.Uid, b.Uid) })
@@ -88,6 +89,17 @@ func (m mesh) outsider(slice *discoveryv1.EndpointSlice, s *corev1.Service, e di
 		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
 	}
 	return w
+}
+
+// withPorts adds ports to those of an earlier slice, which may have been about other ports of the same address.
+func withPorts(before *workloadapi.PortList, ports []*workloadapi.Port) *workloadapi.PortList {
+	all := &workloadapi.PortList{Ports: before.GetPorts()}
+	for _, p := range ports {
+		if !slices.ContainsFunc(all.Ports, func(q *workloadapi.Port) bool { return q.ServicePort == p.ServicePort }) {
+			all.Ports = append(all.Ports, p)
+		}
+	}
+	return all
 }
 
 // slicePorts pairs the ports of a slice with those of its service, which have the same names.
