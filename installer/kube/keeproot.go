@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,7 @@ type Roots struct {
 	client                 kubernetes.Interface
 	namespace, trustDomain string
 	log                    *slog.Logger
+	serves                 atomic.Pointer[controlplane.RootPEM] // what Next returned last
 }
 
 // NewRoots asks nobody anything yet.
@@ -42,6 +44,9 @@ func (r *Roots) Keep(ctx context.Context) error {
 	var held controlplane.RootPEM
 	for {
 		pause := rootLook
+		if serves := r.serves.Load(); held.Key == nil && serves != nil {
+			held = *serves // a replica that served before it led knows what was deleted
+		}
 		root, err := r.ensure(ctx, held)
 		if err == nil {
 			held, err = root, PublishRoot(ctx, r.client, r.namespace, root)
@@ -65,7 +70,7 @@ func (r *Roots) ensure(ctx context.Context, held controlplane.RootPEM) (controlp
 	secrets := r.client.CoreV1().Secrets(r.namespace)
 	secret, err := secrets.Get(ctx, RootSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		r.log.Warn("the secret of the mesh's root was deleted, and is put back. For a new root stop all control planes first", "secret", RootSecret)
+		r.log.Warn("the secret of the mesh's root was deleted, and is put back. For a new root stop all control planes first, and delete the configmap too", "secret", RootSecret, "configmap", RootConfigMap)
 		secret, err = secrets.Create(ctx, newSecret(r.namespace, held), metav1.CreateOptions{})
 	}
 	return rootOf(secret, err)
@@ -89,6 +94,7 @@ func (r *Roots) Next(ctx context.Context, held controlplane.RootPEM) (controlpla
 		root, err := rootOf(secret, err)
 		switch {
 		case err == nil && !(bytes.Equal(root.Key, held.Key) && bytes.Equal(root.Cert, held.Cert)):
+			r.serves.Store(&root)
 			return root, nil
 		case err == nil:
 			last = ""

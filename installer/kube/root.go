@@ -23,12 +23,16 @@ const (
 	rootCertField = "root-cert.pem"
 )
 
-// Root returns the mesh's root from its Secret, which it makes if there is none; of several that try at once, one does. A
-// Secret that is there and cannot be used is an error: a new root would cut the mesh in two.
+// Root returns the mesh's root from its Secret, which it makes if there never was one; of several that try at once, one
+// does. A Secret that is there and cannot be used is an error, and so is one that is gone while its certificate is still
+// in the ConfigMap: a new root would cut the mesh in two.
 func Root(ctx context.Context, client kubernetes.Interface, namespace, trustDomain string) (controlplane.RootPEM, error) {
 	secrets := client.CoreV1().Secrets(namespace)
 	secret, err := secrets.Get(ctx, RootSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
+		if err := neverPublished(ctx, client, namespace); err != nil {
+			return controlplane.RootPEM{}, err
+		}
 		made, merr := controlplane.NewRootPEM(trustDomain)
 		if merr != nil {
 			return controlplane.RootPEM{}, merr
@@ -41,13 +45,27 @@ func Root(ctx context.Context, client kubernetes.Interface, namespace, trustDoma
 	return rootOf(secret, err)
 }
 
+// neverPublished returns an error unless no root's certificate is published.
+func neverPublished(ctx context.Context, client kubernetes.Interface, namespace string) error {
+	_, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, RootConfigMap, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("root key: %w", err)
+	}
+	return fmt.Errorf("secret %s/%s is missing, but configmap %s has its certificate, which the mesh goes by: restore the secret from a backup, "+
+		"or delete the configmap too to start a new mesh root: pods with old and with new certificates cannot speak to each other until all are renewed",
+		namespace, RootSecret, RootConfigMap)
+}
+
 func rootOf(secret *corev1.Secret, err error) (controlplane.RootPEM, error) {
 	if err != nil {
 		return controlplane.RootPEM{}, fmt.Errorf("root key: %w", err)
 	}
 	root := controlplane.RootPEM{Key: secret.Data[rootKeyField], Cert: secret.Data[rootCertField]}
 	if err := root.Validate(); err != nil {
-		return controlplane.RootPEM{}, fmt.Errorf("secret %s/%s: %w (put its content back, or stop all control planes and delete it to start a new mesh root)", secret.Namespace, RootSecret, err)
+		return controlplane.RootPEM{}, fmt.Errorf("secret %s/%s: %w (put its content back; to start a new mesh root, stop all control planes and delete it and configmap %s)", secret.Namespace, RootSecret, err, RootConfigMap)
 	}
 	return root, nil
 }
