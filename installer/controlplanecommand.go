@@ -93,6 +93,10 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
+	reviews, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
 	dyn, err := dynamic.NewForConfig(rc)
 	if err != nil {
 		return err
@@ -101,6 +105,6 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
-	p := &controlPlane{cfg: &c, client: client, cluster: cluster, log: log}
+	p := &controlPlane{cfg: &c, client: client, reviews: reviews, cluster: cluster, log: log}
 	return p.run(ctx)
 }

@@ -21,6 +21,7 @@ import (
 type controlPlane struct {
 	cfg      *controlplaneConfig
 	client   kubernetes.Interface
+	reviews  kubernetes.Interface // with a rate of its own: callers decide how much of it is used
 	cluster  *kube.Cluster
 	log      *slog.Logger
 	counters controlplane.Counters
@@ -114,7 +115,7 @@ func (p *controlPlane) listen(ctx context.Context, root controlplane.RootPEM) (*
 		Counters: &p.counters, Logger: p.log,
 		Remote: &controlplane.Remote{
 			Listener: l, Root: root, Names: p.cfg.Names,
-			Admit: kube.NewTokens(p.client, p.cluster, p.cfg.Trusted).Admit, MayImpersonate: p.cluster.MayImpersonate,
+			Admit: kube.NewTokens(p.reviews, p.cluster, p.cfg.Trusted).Admit, MayImpersonate: p.cluster.MayImpersonate,
 		},
 	})
 	if err != nil {

@@ -169,12 +169,15 @@ func TestAPIIsAskedOnceAboutAToken(t *testing.T) {
 	rc := c.RESTConfig()
 	rc.Wrap(func(next http.RoundTripper) http.RoundTripper { count.RoundTripper = next; return count })
 	tokens := NewTokens(kubernetes.NewForConfigOrDie(rc), all, []string{"mesh/ztunnel"})
+	good := c.token("mesh/ztunnel", zt, TokenAudience)
 	for name, tt := range map[string]struct {
 		token string
 		good  bool
+		asked int32
 	}{
-		"good": {c.token("mesh/ztunnel", zt, TokenAudience), true},
-		"bad":  {c.token("mesh/ztunnel", zt, "elsewhere"), false},
+		"good":                {good, true, 1},
+		"forged":              {forged(good, 1), false, 1},
+		"of another audience": {c.token("mesh/ztunnel", zt, "elsewhere"), false, 0},
 	} {
 		count.reviews.Store(0)
 		for range 5 {
@@ -182,8 +185,8 @@ func TestAPIIsAskedOnceAboutAToken(t *testing.T) {
 				t.Errorf("%s token: got %v", name, err)
 			}
 		}
-		if n := count.reviews.Load(); n != 1 {
-			t.Errorf("%s token: the API was asked %d times, want 1", name, n)
+		if n := count.reviews.Load(); n != tt.asked {
+			t.Errorf("%s token: the API was asked %d times, want %d", name, n, tt.asked)
 		}
 	}
 }

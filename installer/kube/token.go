@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/sluice-mesh/sluice/installer/controlplane"
@@ -37,6 +38,7 @@ const (
 	// short enough that one who was refused by mistake is let in soon.
 	refusalLasts = 5 * time.Second
 	maxReviews   = 4096
+	reviewLimit  = 10 * time.Second
 )
 
 // Tokens tells whose a service account token is. Safe for concurrent use.
@@ -46,25 +48,28 @@ type Tokens struct {
 	// trusted are the service accounts of node proxies, NAMESPACE/NAME.
 	trusted []string
 
-	mu      sync.Mutex
-	reviews map[[sha256.Size]byte]review
+	callers *callers
+	asking  singleflight.Group
+	// By the token's hash. Tokens that are no good have a place of their own, so that they push out no good ones.
+	good, bad *cache.LRUExpireCache
 }
 
 // review is what the API said of a token.
 type review struct {
-	until           time.Time
 	refused         error  // why it is not good; then the rest is empty
 	account         string // NAMESPACE/NAME
 	podName, podUID string
 }
 
-// NewTokens trusts the given service accounts, NAMESPACE/NAME, to act for the pods of their node.
+// NewTokens trusts the given service accounts, NAMESPACE/NAME, to act for the pods of their node. The client should be for
+// nothing else: callers decide how often it is used.
 func NewTokens(client kubernetes.Interface, cluster *Cluster, trusted []string) *Tokens {
-	return &Tokens{client: client, cluster: cluster, trusted: trusted, reviews: map[[sha256.Size]byte]review{}}
+	return &Tokens{client: client, cluster: cluster, trusted: trusted, callers: newCallers(), good: cache.NewLRUExpireCache(maxReviews), bad: cache.NewLRUExpireCache(maxReviews)}
 }
 
 // Admit returns the node that the token's pod is on. The token must be of audience istio-ca, of a trusted service account,
-// and bound to a pod that the cluster has. The error is of code Unavailable if the API could not be asked.
+// and bound to a pod that the cluster has. The error is of code Unavailable if the API could not be asked, and
+// ResourceExhausted if it will not be for a caller who had it asked too often; ctx is that of a gRPC call.
 func (t *Tokens) Admit(ctx context.Context, token string) (node string, err error) {
 	r, err := t.review(ctx, token)
 	if err != nil {
@@ -87,16 +92,30 @@ func (t *Tokens) Admit(ctx context.Context, token string) (node string, err erro
 	return pod.Spec.NodeName, nil
 }
 
-// review asks the API about a token, unless it has just answered.
+// review asks the API about a token, unless it has just answered, or the token says itself that it is no good.
 func (t *Tokens) review(ctx context.Context, token string) (review, error) {
 	key := sha256.Sum256([]byte(token))
-	t.mu.Lock()
-	r, ok := t.reviews[key]
-	t.mu.Unlock()
-	if ok && time.Now().Before(r.until) {
-		return r, r.refused
+	for _, known := range []*cache.LRUExpireCache{t.good, t.bad} {
+		if r, ok := known.Get(key); ok {
+			return r.(review), r.(review).refused
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	if err := checkClaims(token, t.trusted); err != nil {
+		return review{}, err
+	}
+	if !t.callers.admit(ctx) {
+		return review{}, status.Error(codes.ResourceExhausted, "too many tokens of this caller were asked about; wait some seconds")
+	}
+	r, err, _ := t.asking.Do(string(key[:]), func() (any, error) { return t.ask(token, key) })
+	if err != nil {
+		return review{}, err
+	}
+	return r.(review), r.(review).refused
+}
+
+// ask is for all who show the token at this moment, and ends with none of them.
+func (t *Tokens) ask(token string, key [sha256.Size]byte) (review, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), reviewLimit)
 	defer cancel()
 	answer, err := t.client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
@@ -105,14 +124,18 @@ func (t *Tokens) review(ctx context.Context, token string) (review, error) {
 		// Not the caller's fault, and nothing to remember.
 		return review{}, status.Errorf(codes.Unavailable, "the Kubernetes API cannot be asked about the token: %v", err)
 	}
-	r = reviewOf(&answer.Status)
-	t.keep(key, r)
-	return r, r.refused
+	r := reviewOf(&answer.Status)
+	if r.refused != nil {
+		t.bad.Add(key, r, refusalLasts)
+	} else {
+		t.good.Add(key, r, reviewLasts)
+	}
+	return r, nil
 }
 
 func reviewOf(answer *authenticationv1.TokenReviewStatus) review {
 	no := func(format string, args ...any) review {
-		return review{until: time.Now().Add(refusalLasts), refused: fmt.Errorf(format, args...)}
+		return review{refused: fmt.Errorf(format, args...)}
 	}
 	if !answer.Authenticated || !slices.Contains(answer.Audiences, TokenAudience) {
 		return no("the token is not valid for audience %s: %s", TokenAudience, answer.Error)
@@ -123,7 +146,7 @@ func reviewOf(answer *authenticationv1.TokenReviewStatus) review {
 		return no("%q is no service account", user.Username)
 	}
 	return review{
-		until: time.Now().Add(reviewLasts), account: parts[2] + "/" + parts[3],
+		account: parts[2] + "/" + parts[3],
 		podName: first(user.Extra[extraPodName]), podUID: first(user.Extra[extraPodUID]),
 	}
 }
@@ -133,14 +156,4 @@ func first(values authenticationv1.ExtraValue) string {
 		return ""
 	}
 	return values[0]
-}
-
-// keep forgets all when there is too much: whoever is still there is asked about again.
-func (t *Tokens) keep(key [sha256.Size]byte, r review) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.reviews) >= maxReviews {
-		clear(t.reviews)
-	}
-	t.reviews[key] = r
 }
