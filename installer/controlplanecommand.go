@@ -97,11 +97,16 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
-	dyn, err := dynamic.NewForConfig(rc)
+	patient := kube.Patient(rc, log)
+	watches, err := kubernetes.NewForConfig(patient)
 	if err != nil {
 		return err
 	}
-	cluster, err := kube.NewCluster(client, dyn, log)
+	dyn, err := dynamic.NewForConfig(patient)
+	if err != nil {
+		return err
+	}
+	cluster, err := kube.NewCluster(watches, dyn, log)
 	if err != nil {
 		return err
 	}
