@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/sluice-mesh/sluice/installer/controlplane"
@@ -12,19 +13,30 @@ import (
 
 // saveLastKnown writes what the plugin goes by while no agent answers.
 func (a *agent) saveLastKnown() error {
-	known := nodeapi.LastKnown{Namespaces: enrolledNamespaces(a.catalog.Snapshot())}
+	known := a.lastKnown()
 	return known.Save(a.cfg.StateDir)
+}
+
+// lastKnown is what is known now. Of all namespaces only the API tells.
+func (a *agent) lastKnown() nodeapi.LastKnown {
+	s := a.catalog.Snapshot()
+	l := nodeapi.LastKnown{Namespaces: enrolledNamespaces(s)}
+	if a.api != nil {
+		l.All = slices.AppendSeq(make([]string, 0, len(s.Namespaces)), maps.Keys(s.Namespaces))
+		slices.Sort(l.All)
+	}
+	return l
 }
 
 // followLastKnown keeps the file up to date. A disk that cannot be written is no reason to stop enrolling pods.
 func (a *agent) followLastKnown(ctx context.Context) error {
 	changes, cancel := a.catalog.Subscribe()
 	defer cancel()
-	before := enrolledNamespaces(a.catalog.Snapshot())
+	before := a.lastKnown()
 	saved := false // Something may have changed between prepare and Subscribe.
 	for {
-		now := enrolledNamespaces(a.catalog.Snapshot())
-		if !saved || !slices.Equal(before, now) {
+		now := a.lastKnown()
+		if !saved || !now.Equal(&before) {
 			err := a.saveLastKnown()
 			if err != nil {
 				a.log.Error("last known enrolment not saved", "err", err)
@@ -39,11 +51,11 @@ func (a *agent) followLastKnown(ctx context.Context) error {
 	}
 }
 
-// enrolledNamespaces are those in which a pod may be enrolled: by their own label, or by that of a pod in them.
+// enrolledNamespaces are those in which a pod may be enrolled: by their own labels, or by those of a pod in them.
 func enrolledNamespaces(s *controlplane.Snapshot) []string {
 	var names []string
-	for name := range s.Namespaces {
-		if ok, _ := s.Enrolled(name, ""); ok {
+	for name, ns := range s.Namespaces {
+		if s.Rules.MayPick(name, ns.Labels) {
 			names = append(names, name)
 		}
 	}

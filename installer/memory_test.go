@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sluice-mesh/sluice/internal/lab/kube"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
 
@@ -51,6 +52,9 @@ func TestMemoryOfAnAgentWithManyPods(t *testing.T) {
 		}
 		return p.knowsPodsOfItsNode()
 	})
+	if last, err := nodeapi.LoadLastKnown(p.path("state")); err != nil || last.MayBeEnrolled("shop") || !last.MayBeEnrolled("new") {
+		t.Errorf("for while no agent answers: %+v, %v; want shop to be out of the mesh, and namespaces that come later not", last, err)
+	}
 	got := resident(t, agent.Process.Pid)
 	t.Logf("agent with %d pods of its node, none in the mesh, and %d of other nodes in the API: %.1f MiB resident", podsHere, podsElsewhere, float64(got)/1024)
 	if got > mostResidentKiB {

@@ -248,6 +248,19 @@ func TestAddWithoutAgent(t *testing.T) {
 	}
 }
 
+// A namespace that came while no agent watched may belong into the mesh.
+func TestAddWithoutAgentFailsClosedInANewNamespace(t *testing.T) {
+	l := newLab(t)
+	l.agent.stop()
+	l.must((&nodeapi.LastKnown{All: []string{"plain"}}).Save(l.dir + "/state"))
+	young, _ := l.sandbox("young", "p")
+	l.cni("ADD", young, nil).wantError(t, types.ErrTryAgainLater, "enrol pod young/p", `namespace "young" came after the agent last ran`)
+	for _, namespace := range []string{"plain", "kube-system"} {
+		s, _ := l.sandbox(namespace, "p")
+		l.cni("ADD", s, nil).wantOK(t)
+	}
+}
+
 func TestAddWithoutAgentFailsClosedWhenNothingIsKnown(t *testing.T) {
 	l := newLab(t)
 	l.agent.stop()

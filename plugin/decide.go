@@ -35,8 +35,8 @@ func (r *request) lookInside() {
 	}
 }
 
-// decide asks the agent whether the pod is enrolled. When no agent answers, pods of namespaces that were not enrolled when
-// it last ran pass: a broken mesh must not keep the rest of the node from starting. For all others letting them pass could
+// decide asks the agent whether the pod is enrolled. When no agent answers, pods of namespaces that it knew, and that were
+// not enrolled, when it last ran pass: a broken mesh must not keep the rest of the node from starting. For all others letting them pass could
 // be a bypass: an error. So could it be to go by what was known last when an agent does answer, and refuses: it may have
 // found the pod enrolled, and failed after that.
 //
@@ -72,6 +72,8 @@ func (r *request) lastKnown(err error) (*nodeapi.Decision, error) {
 		return nil, fmt.Errorf("%w (no agent has ever run here, so any pod may belong into the mesh)", err)
 	case lerr != nil:
 		return nil, fmt.Errorf("%w (%v)", err, lerr)
+	case last.IsNew(r.id.Namespace):
+		return nil, fmt.Errorf("%w (namespace %q came after the agent last ran, so it may belong into the mesh)", err, r.id.Namespace)
 	case last.MayBeEnrolled(r.id.Namespace):
 		return nil, fmt.Errorf("%w (namespace %q has pods in the mesh)", err, r.id.Namespace)
 	}

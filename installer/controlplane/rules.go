@@ -98,8 +98,26 @@ func (r Rules) Excludes(namespace string) bool {
 	return slices.Contains(r.ExcludedNamespaces, namespace)
 }
 
+// MayPick tells whether the labels of a namespace put pods into the mesh: all of them, or those that a podSelector beside
+// the namespaceSelector picks.
+func (r Rules) MayPick(name string, namespace map[string]string) bool {
+	if r.Excludes(name) {
+		return false
+	}
+	for _, s := range r.Selectors {
+		if s.namespace != nil && s.namespace.Matches(labels.Set(namespace)) {
+			return true
+		}
+	}
+	ok, _ := r.Enrolled(name, namespace, nil)
+	return ok
+}
+
 // MayEnrol tells whether the namespace's own labels, or any pod that is known in it, put something into the mesh.
 func (s *Snapshot) MayEnrol(namespace string) bool {
+	if ns := s.Namespaces[namespace]; ns != nil && s.Rules.MayPick(namespace, ns.Labels) {
+		return true
+	}
 	if ok, _ := s.Enrolled(namespace, ""); ok {
 		return true
 	}

@@ -90,3 +90,29 @@ func TestSelectorsThatSayNothingAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// A namespace whose labels one side of a selector picks may have pods in the mesh before any is known.
+func TestNamespacesThatMayHavePodsInTheMesh(t *testing.T) {
+	selectors, err := ParseSelectors(picked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewSet(Rules{Selectors: selectors, ExcludedNamespaces: []string{"system"}}, nil)
+	for name, test := range map[string]struct {
+		labels map[string]string
+		may    bool
+	}{
+		"team":   {map[string]string{"team": "a"}, true},
+		"staged": {map[string]string{"staged": "true"}, true}, // those of its pods that have a tier
+		"plain":  {map[string]string{"istio.io/dataplane-mode": "ambient"}, false},
+		"system": {map[string]string{"team": "a", "staged": "true"}, false},
+	} {
+		if err := s.Put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: test.labels}}); err != nil {
+			t.Fatal(err)
+		}
+		s.Publish()
+		if got := s.Snapshot().MayEnrol(name); got != test.may {
+			t.Errorf("%s: got %v, want %v", name, got, test.may)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sluice-mesh/sluice/internal/atomicfile"
@@ -22,16 +23,24 @@ type LastKnown struct {
 	Version int `json:"version"`
 	// Namespaces lists every namespace in which a pod may be enrolled: labelled itself, or with a labelled pod.
 	Namespaces []string `json:"namespaces"`
+	// All lists every namespace that there was, nil if that is not known: only the Kubernetes API tells.
+	All []string `json:"all,omitempty"`
 }
 
-// MayBeEnrolled reports whether a pod of the namespace could be enrolled.
+// MayBeEnrolled reports whether a pod of the namespace could be enrolled: one of a namespace that came while no agent
+// watched could.
 func (l *LastKnown) MayBeEnrolled(namespace string) bool {
-	for _, ns := range l.Namespaces {
-		if ns == namespace {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(l.Namespaces, namespace) || l.IsNew(namespace)
+}
+
+// IsNew reports whether the namespace came after l was saved.
+func (l *LastKnown) IsNew(namespace string) bool {
+	return l.All != nil && !slices.Contains(l.All, namespace)
+}
+
+// Equal reports whether l says the same as o.
+func (l *LastKnown) Equal(o *LastKnown) bool {
+	return slices.Equal(l.Namespaces, o.Namespaces) && slices.Equal(l.All, o.All)
 }
 
 // Save writes l to the state folder, mode 0600.

@@ -221,6 +221,14 @@ func TestLastKnownSurvivesAndFailsClosed(t *testing.T) {
 	if err != nil || !got.MayBeEnrolled("a") || got.MayBeEnrolled("b") {
 		t.Fatalf("got %+v, %v", got, err)
 	}
+	all := LastKnown{Namespaces: []string{"a"}, All: []string{"a", "b"}}
+	if err := all.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err = LoadLastKnown(dir)
+	if err != nil || !got.Equal(&all) || got.Equal(&want) || !got.MayBeEnrolled("a") || got.MayBeEnrolled("b") || !got.MayBeEnrolled("c") {
+		t.Fatalf("with all namespaces: got %+v, %v", got, err)
+	}
 	for _, bad := range []string{"", "{}", `{"version":1}`, `{"version":2,"namespaces":[]}`, `{"version":1,"namespaces":["a"`, "null"} {
 		if err := os.WriteFile(filepath.Join(dir, lastKnownFile), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
