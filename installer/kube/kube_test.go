@@ -193,10 +193,38 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 		return nil
 	})
 	c.wantEnrolled(again, "shop", "fresh", true)
+	c.endNamespace("shop")
+	testutil.Eventually(c, patience, func() error {
+		if _, there, _ := again.spaces.GetStore().GetByKey("shop"); there {
+			return errors.New("the deleted namespace is in the cache")
+		}
+		return nil
+	})
+	again.forgetDeleted(time.Now().Add(-keepDeleted))
+	again.Publish()
+	c.wantEnrolled(again, "shop", "fresh", true)
 	again.forgetDeleted(time.Now().Add(time.Hour))
 	again.Publish()
-	if again.Snapshot().Pods[controlplane.Name{Namespace: "shop", Name: "fresh"}] != nil {
-		c.Error("a pod that was deleted long ago is still known")
+	s := again.Snapshot()
+	if s.Pods[controlplane.Name{Namespace: "shop", Name: "fresh"}] != nil || s.Namespaces["shop"] != nil {
+		c.Error("a pod that was deleted long ago is still known, or its namespace")
+	}
+}
+
+// endNamespace deletes one, and does what a controller would at the end of that.
+func (c *cluster) endNamespace(name string) {
+	c.Helper()
+	spaces := c.client.CoreV1().Namespaces()
+	if err := spaces.Delete(c.Context(), name, metav1.DeleteOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	ns, err := spaces.Get(c.Context(), name, metav1.GetOptions{})
+	if err == nil {
+		ns.Spec.Finalizers = nil
+		_, err = spaces.Finalize(c.Context(), ns, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		c.Fatal(err)
 	}
 }
 

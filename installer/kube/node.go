@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// keepDeleted is how long a pod that is gone from the API stays known: it may be gone before its containers are, and
-	// is not to go on in clear for the rest of its life.
+	// keepDeleted is how long a pod that is gone from the API stays known, and its namespace: it may be gone before its
+	// containers are, and is not to go on in clear for the rest of its life.
 	keepDeleted = 10 * time.Minute
 	// settle is how long changes are gathered before they are published.
 	settle = 20 * time.Millisecond
@@ -56,12 +56,13 @@ type Node struct {
 	changed chan struct{}
 
 	mu      sync.Mutex
-	deleted map[string]deletedPod // by namespace/name
+	deleted map[string]deletedObject // by namespace/name, or the name of a namespace
 }
 
-type deletedPod struct {
-	pod *corev1.Pod
-	at  time.Time
+// deletedObject is a pod, or a namespace: its labels say whether its last pods are in the mesh.
+type deletedObject struct {
+	object any
+	at     time.Time
 }
 
 // NewNode asks nobody anything yet; call Start.
@@ -74,7 +75,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	}
 	n := &Node{
 		Set: controlplane.NewSet(cfg.Rules, cfg.Logger), cfg: cfg, log: cfg.Logger,
-		changed: make(chan struct{}, 1), deleted: map[string]deletedPod{},
+		changed: make(chan struct{}, 1), deleted: map[string]deletedObject{},
 	}
 	here := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(trimForNode),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -103,9 +104,9 @@ func (n *Node) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
 }
 
 func (n *Node) put(object any) {
-	if p, ok := object.(*corev1.Pod); ok {
+	if key, err := cache.MetaNamespaceKeyFunc(object); err == nil {
 		n.mu.Lock()
-		delete(n.deleted, nameOf(p))
+		delete(n.deleted, key)
 		n.mu.Unlock()
 	}
 	_ = n.Put(object) // which has logged it
@@ -116,20 +117,20 @@ func (n *Node) remove(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
-	if p, ok := object.(*corev1.Pod); ok {
-		if p.DeletionTimestamp == nil { // One that was deleted at once is to look as any other: nobody is to look for it.
-			p = p.DeepCopy()
-			p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
-			_ = n.Put(p)
-			n.kick()
-		}
-		n.mu.Lock()
-		n.deleted[nameOf(p)] = deletedPod{p, time.Now()}
-		n.mu.Unlock()
-		return
+	if p, ok := object.(*corev1.Pod); ok && p.DeletionTimestamp == nil { // One that was deleted at once is to look as any other: nobody is to look for it.
+		p = p.DeepCopy()
+		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+		_ = n.Put(p)
+		n.kick()
+		object = p
 	}
-	_ = n.Delete(object) // cannot fail for a kind that was put in
-	n.kick()
+	key, err := cache.MetaNamespaceKeyFunc(object)
+	if err != nil {
+		return // neither a pod nor a namespace
+	}
+	n.mu.Lock()
+	n.deleted[key] = deletedObject{object, time.Now()}
+	n.mu.Unlock()
 }
 
 func (n *Node) kick() {
@@ -218,7 +219,7 @@ func (n *Node) forgetDeleted(before time.Time) {
 	for name, d := range n.deleted {
 		if d.at.Before(before) {
 			delete(n.deleted, name)
-			_ = n.Delete(d.pod)
+			_ = n.Delete(d.object) // cannot fail for a kind that was put in
 		}
 	}
 }
@@ -271,5 +272,3 @@ func (n *Node) has(namespace, name, uid string) bool {
 func is(p *corev1.Pod, uid string) bool {
 	return string(p.UID) == uid || uid != "" && p.Annotations["kubernetes.io/config.mirror"] == uid
 }
-
-func nameOf(p *corev1.Pod) string { return p.Namespace + "/" + p.Name }
