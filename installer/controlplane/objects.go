@@ -53,6 +53,12 @@ type (
 	}
 )
 
+// IsOf tells whether uid, as a runtime has it, is the pod's. A static pod's runtime knows it by the hash of its file, which
+// the API has as an annotation.
+func IsOf(p *corev1.Pod, uid string) bool {
+	return string(p.UID) == uid || uid != "" && p.Annotations["kubernetes.io/config.mirror"] == uid
+}
+
 // objects is what one file says.
 type objects struct {
 	namespaces []*Namespace

@@ -51,7 +51,7 @@ func (e *Enroller) bringUp(ctx context.Context, p *pod, attach bool) (err error)
 		return err
 	}
 	fault("listeners installed")
-	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
+	account := e.serviceAccount(p)
 	e.announceInside(p, in, account)
 	u.add(func() { e.retractInside(p) })
 

@@ -72,7 +72,7 @@ func (e *Enroller) admissible(s *controlplane.Snapshot, sandbox nodeapi.Pod, at 
 	if old != nil && old.netns == at && e.phaseOf(old) == served {
 		return e.settingsInForce(old), nil
 	}
-	settings, err := settingsOf(e.cfg.Settings, annotationsOf(s, sandbox.Namespace, sandbox.Name))
+	settings, err := settingsOf(e.cfg.Settings, annotationsOf(s, sandbox))
 	hasAddress := len(sandbox.Addresses()) > 0 || old != nil && old.netns == at && len(old.sandbox.Addresses()) > 0
 	if !hasAddress {
 		err = errors.Join(err, errNoAddress)

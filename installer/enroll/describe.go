@@ -63,24 +63,43 @@ func ztunnelPod(p *pod, ns *netns.NS, account string) ztunnels.Pod {
 
 const defaultServiceAccount = "default"
 
-func serviceAccount(s *controlplane.Snapshot, p *pod) string {
-	m := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]
-	if m == nil || m.Spec.ServiceAccountName == "" {
-		return defaultServiceAccount
+// catalogPod is what the catalog says of the sandbox's pod, nil if nothing. Successor is set if it is about a later pod of
+// that name by now: what that one is, the sandbox is not. Pods of files have no uid, and neither has a sandbox of a runtime
+// that does not tell it.
+func catalogPod(s *controlplane.Snapshot, sandbox nodeapi.Pod) (m *corev1.Pod, successor bool) {
+	c := s.Pods[controlplane.Name{Namespace: sandbox.Namespace, Name: sandbox.Name}]
+	switch {
+	case c == nil:
+		return nil, false
+	case c.UID != "" && sandbox.UID != "" && sandbox.UID != sandbox.ContainerID && !controlplane.IsOf(c.Pod, sandbox.UID):
+		return nil, true
 	}
-	return m.Spec.ServiceAccountName
+	return c.Pod, false
+}
+
+// serviceAccount is the pod's, or what it was last known to be.
+func (e *Enroller) serviceAccount(p *pod) string {
+	m, successor := catalogPod(e.cfg.Catalog.Snapshot(), p.sandbox)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !successor || p.lastAccount == "" {
+		p.lastAccount = defaultServiceAccount
+		if m != nil && m.Spec.ServiceAccountName != "" {
+			p.lastAccount = m.Spec.ServiceAccountName
+		}
+	}
+	return p.lastAccount
 }
 
 // manifest is the pod as the control planes are to publish it.
 func (e *Enroller) manifest(p *pod) *corev1.Pod {
-	s := e.cfg.Catalog.Snapshot()
 	m := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: p.sandbox.Namespace, Name: p.sandbox.Name, UID: types.UID(p.sandbox.UID),
 	}}
-	if user := s.Pods[controlplane.Name{Namespace: p.sandbox.Namespace, Name: p.sandbox.Name}]; user != nil {
+	if user, _ := catalogPod(e.cfg.Catalog.Snapshot(), p.sandbox); user != nil {
 		m.Labels = user.Labels
 	}
-	m.Spec.NodeName, m.Spec.ServiceAccountName = e.cfg.NodeName, serviceAccount(s, p)
+	m.Spec.NodeName, m.Spec.ServiceAccountName = e.cfg.NodeName, e.serviceAccount(p)
 	m.Status.Phase = corev1.PodRunning
 	for _, a := range p.sandbox.Addresses() {
 		m.Status.PodIPs = append(m.Status.PodIPs, corev1.PodIP{IP: a.String()})

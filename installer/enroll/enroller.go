@@ -143,9 +143,11 @@ type pod struct {
 	phase   phase
 	since   time.Time // of phase
 	fate    fate
-	account string  // service account that ztunnel has acked
-	next    string  // service account that ztunnel is being told
-	inside  *inside // set while serving or served
+	account string // service account that ztunnel has acked
+	next    string // service account that ztunnel is being told
+	// lastAccount is the service account that the pod was last known to have, by its own uid.
+	lastAccount string
+	inside      *inside // set while serving or served
 	// interfaces are what to attach to: the sandbox's, and those of other networks (Multus).
 	interfaces []nodeapi.Interface
 	settings   Settings // in force, or to be once it is attached

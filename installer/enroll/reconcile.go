@@ -93,9 +93,14 @@ func (e *Enroller) reconcilePod(ctx context.Context, p *pod, depth Depth) error 
 
 // bringAbout takes the next step, if there is one, from what the pod is to what is wanted of it.
 func (e *Enroller) bringAbout(ctx context.Context, p *pod, depth Depth) (err error) {
-	wanted, reason := e.cfg.Catalog.Snapshot().Enrolled(p.sandbox.Namespace, p.sandbox.Name)
+	snapshot := e.cfg.Catalog.Snapshot()
+	wanted, reason := snapshot.Enrolled(p.sandbox.Namespace, p.sandbox.Name)
 	now := e.phaseOf(p)
-	if wanted && now == served {
+	_, successor := catalogPod(snapshot, p.sandbox)
+	if successor { // what is said now is said of another pod
+		wanted, reason = now != known && now != leaving, "as before: the API tells of a later pod of that name"
+	}
+	if wanted && now == served && !successor {
 		changed, mistake := e.followAnnotations(p)
 		if changed {
 			depth = Everything
@@ -136,7 +141,7 @@ func (e *Enroller) enrolRunning(ctx context.Context, p *pod, reason string) erro
 	if e.cfg.Ztunnels.Connected() == 0 {
 		return errors.New("to be enrolled; waiting for a ztunnel")
 	}
-	settings, mistake := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox.Namespace, p.sandbox.Name))
+	settings, mistake := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox))
 	if mistake != nil { // Better in the mesh with less let pass than outside.
 		mistake = fmt.Errorf("enrolled without what is wrong in its settings: %w", mistake)
 	}
@@ -150,7 +155,7 @@ func (e *Enroller) enrolRunning(ctx context.Context, p *pod, reason string) erro
 // followAnnotations has the next repair give the pod the settings that its annotations ask for now. Of bad annotations it
 // says what is wrong; the settings then stay as they are.
 func (e *Enroller) followAnnotations(p *pod) (changed bool, err error) {
-	wanted, err := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox.Namespace, p.sandbox.Name))
+	wanted, err := settingsOf(e.cfg.Settings, annotationsOf(e.cfg.Catalog.Snapshot(), p.sandbox))
 	if err != nil {
 		return false, fmt.Errorf("settings stay as they are: %w", err)
 	}

@@ -23,6 +23,8 @@ type record struct {
 	Sandbox nodeapi.Pod `json:"sandbox"`
 	// Interfaces are what to attach to: the sandbox's, and those of other networks.
 	Interfaces []nodeapi.Interface `json:"interfaces"`
+	// Account is the service account, for when the API tells of a later pod of that name only.
+	Account string `json:"account,omitempty"`
 	// Fate is set once the pod is to be forgotten.
 	Fate fate `json:"fate,omitempty"`
 }
@@ -32,7 +34,7 @@ func (e *Enroller) recordPath(containerID string) string {
 }
 
 func (e *Enroller) saveRecord(p *pod) error {
-	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox, Interfaces: e.interfacesOf(p), Fate: e.fateOf(p)})
+	b, err := json.Marshal(record{BootID: e.bootID, Netns: p.netns, Sandbox: p.sandbox, Interfaces: e.interfacesOf(p), Account: e.serviceAccount(p), Fate: e.fateOf(p)})
 	if err != nil {
 		return fmt.Errorf("remember pod: %w", err)
 	}

@@ -110,7 +110,7 @@ func (e *Enroller) repairZtunnel(ctx context.Context, p *pod) error {
 // update tells the newest ztunnel of the pod as it is, unless it is as far as enough already. On error it goes on with
 // what it has of the pod.
 func (e *Enroller) update(ctx context.Context, p *pod, enough ztunnels.Progress) error {
-	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
+	account := e.serviceAccount(p)
 	e.mu.Lock()
 	if e.current[p.sandbox.UID] == nil {
 		e.current[p.sandbox.UID] = p

@@ -42,7 +42,7 @@ func (e *Enroller) Restore() error {
 		}
 		delete(pinned, r.Sandbox.ContainerID)
 		p := newPod(r.Sandbox, r.Netns)
-		p.interfaces, p.fate = r.Interfaces, r.Fate
+		p.interfaces, p.fate, p.lastAccount = r.Interfaces, r.Fate, r.Account
 		if isPinned {
 			p.settings = attachedSettings(info)
 		}
@@ -94,7 +94,7 @@ func (e *Enroller) restorePod(p *pod, isPinned bool) {
 func (e *Enroller) resume(p *pod, in *inside) {
 	in.captureDNS(e.settingsInForce(p).CaptureDNS)
 	e.adopt(p)
-	account := serviceAccount(e.cfg.Catalog.Snapshot(), p)
+	account := e.serviceAccount(p)
 	e.announceInside(p, in, account)
 	e.setPhase(p, served)
 	e.cfg.Ztunnels.Put(ztunnelPod(p, in.ns, account))

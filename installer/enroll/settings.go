@@ -155,8 +155,8 @@ func quote(v string) string {
 }
 
 // annotationsOf are those in the pod's manifest.
-func annotationsOf(s *controlplane.Snapshot, namespace, name string) map[string]string {
-	if m := s.Pods[controlplane.Name{Namespace: namespace, Name: name}]; m != nil {
+func annotationsOf(s *controlplane.Snapshot, sandbox nodeapi.Pod) map[string]string {
+	if m, _ := catalogPod(s, sandbox); m != nil {
 		return m.Annotations
 	}
 	return nil

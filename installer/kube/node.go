@@ -241,7 +241,7 @@ func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
 		return fmt.Errorf("%w as %s/%s", ErrUnknownPod, namespace, name)
 	case err != nil:
 		return fmt.Errorf("ask the API for pod %s/%s: %w", namespace, name, err)
-	case !is(pod, uid):
+	case !controlplane.IsOf(pod, uid):
 		return fmt.Errorf("%w: %s/%s has another uid there (%s)", ErrUnknownPod, namespace, name, pod.UID)
 	}
 	if _, err := trimForNode(pod); err != nil {
@@ -264,11 +264,5 @@ func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
 
 func (n *Node) has(namespace, name, uid string) bool {
 	p := n.Snapshot().Pods[controlplane.Name{Namespace: namespace, Name: name}]
-	return p != nil && is(p.Pod, uid)
-}
-
-// is tells whether uid is the pod's. A static pod's runtime knows it by the hash of its file, which the API has as an
-// annotation.
-func is(p *corev1.Pod, uid string) bool {
-	return string(p.UID) == uid || uid != "" && p.Annotations["kubernetes.io/config.mirror"] == uid
+	return p != nil && controlplane.IsOf(p.Pod, uid)
 }
