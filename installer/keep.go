@@ -30,6 +30,10 @@ const (
 	// keepWarnAfter so many reinstalls in a row, each within keepCalm of the one before, somebody else owns the folder.
 	keepWarnAfter = 5
 	keepCalm      = time.Minute
+	// slowRuntime is how long the word of a runtime that does not answer in time is waited for before the folders are
+	// guessed, and guessEvery the time between two questions after that.
+	slowRuntime = time.Minute
+	guessEvery  = time.Minute
 	// leaveTimeout bounds the decision and the removal when the agent ends.
 	leaveTimeout = 10 * time.Second
 )
@@ -42,14 +46,19 @@ type keeper struct {
 	report func(installed bool) // called whenever it was tried
 
 	at        *places // nil until found
+	began     time.Time
+	located   time.Time // when at was looked for
+	left      *places   // folders that were guessed wrong, and have something of ours
 	reinstall atomic.Uint64
 	last      time.Time // of the last reinstall
 	inARow    int
-	said      string // the last error that was logged
+
+	guessEvery time.Duration
+	said       string // the last error that was logged
 }
 
 func newKeeper(cfg *cniConfig, p *paths, log *slog.Logger, report func(bool)) *keeper {
-	return &keeper{cfg: cfg, paths: p, log: log, report: report}
+	return &keeper{cfg: cfg, paths: p, log: log, report: report, began: time.Now(), guessEvery: guessEvery}
 }
 
 // run installs, closes installed once that has worked, and keeps it so until ctx ends; then it leaves the node or not,
@@ -106,11 +115,8 @@ func (k *keeper) round(w *fsnotify.Watcher, ctx context.Context, first bool) err
 }
 
 func (k *keeper) look(w *fsnotify.Watcher, ctx context.Context) (changed bool, err error) {
-	if k.at == nil {
-		if k.at, err = k.cfg.locate(ctx); err != nil {
-			return false, err
-		}
-		k.log.Info("CNI folders", "conf", k.at.ConfDir, "bin", k.at.BinDir, "source", k.at.Source)
+	if err := k.locate(ctx); err != nil {
+		return false, err
 	}
 	for _, dir := range []string{k.at.ConfDir, k.at.BinDir, filepath.Dir(k.at.Entry)} {
 		if !filepath.IsAbs(dir) {
@@ -121,7 +127,66 @@ func (k *keeper) look(w *fsnotify.Watcher, ctx context.Context) (changed bool, e
 			return false, fmt.Errorf("watch %q: %w", dir, err)
 		}
 	}
-	return k.cfg.installInto(ctx, k.at, k.paths, k.log)
+	changed, err = k.cfg.installInto(ctx, k.at, k.paths, k.log)
+	if left := k.left; err == nil && left != nil {
+		k.left, changed = nil, false // nobody overwrote it
+		if err := left.uninstall(k.log); err != nil {
+			k.log.Warn("plugin and entry stay in the folders that were guessed", "conf", left.ConfDir, "bin", left.BinDir, "err", err)
+		}
+	}
+	return changed, err
+}
+
+// locate finds the folders, or goes from those that were guessed to those that the runtime names by now.
+func (k *keeper) locate(ctx context.Context) error {
+	now := time.Now()
+	if k.at != nil && (k.at.Guess == nil || now.Sub(k.located) < k.guessEvery) {
+		return nil
+	}
+	at, err := k.cfg.locate(ctx)
+	switch {
+	case k.at != nil && (err != nil || at.Guess != nil):
+		k.located = now
+		return nil
+	case err != nil:
+		return err
+	case errors.Is(at.Guess, errSlow) && now.Sub(k.began) < slowRuntime:
+		return fmt.Errorf("find CNI folders: %w (%w)", cniconf.ErrNoConfig, at.Guess)
+	}
+	k.log.Info("CNI folders", "conf", at.ConfDir, "bin", at.BinDir, "source", at.Source)
+	if at.Guess != nil {
+		k.log.Info("no container runtime says where its CNI folders are: they are guessed, and it is asked again and again; --cni-conf-dir and --cni-bin-dir name them", "err", at.Guess)
+	}
+	k.left, k.at, k.located = k.at.without(at), at, now
+	return nil
+}
+
+// without is what of the folders is not among others, nil if nothing.
+func (at *places) without(others *places) *places {
+	if at == nil {
+		return nil
+	}
+	rest := &places{}
+	for _, d := range []struct{ rest, ours, others *string }{
+		{&rest.ConfDir, &at.ConfDir, &others.ConfDir}, {&rest.BinDir, &at.BinDir, &others.BinDir},
+	} {
+		if !sameFolder(*d.ours, *d.others) {
+			*d.rest = *d.ours
+		}
+	}
+	if rest.ConfDir == "" && rest.BinDir == "" {
+		return nil
+	}
+	return rest
+}
+
+func sameFolder(a, b string) bool {
+	x, err := os.Stat(a)
+	if err != nil {
+		return a == b
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
 }
 
 // putBack counts what look repaired, and lets the next repair wait if there are too many.

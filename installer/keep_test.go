@@ -29,7 +29,8 @@ type kept struct {
 	cfg       cniConfig
 	keeper    *keeper
 	installed atomic.Bool
-	stop      func() error // ends run and returns what it returned
+	stop      func() error  // ends run and returns what it returned
+	tune      func(*keeper) // before it runs
 }
 
 type lockedBuffer struct {
@@ -64,6 +65,9 @@ func newKept(t *testing.T, change func(*kept)) *kept {
 	k.keeper = newKeeper(&k.cfg, p, slog.New(slog.NewTextHandler(&k.log, nil)), k.installed.Store)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
+	if k.tune != nil {
+		k.tune(k.keeper)
+	}
 	go func() { ended <- k.keeper.run(ctx, make(chan struct{})) }()
 	k.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() {

@@ -9,6 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/sluice-mesh/sluice/installer/cniconf"
 	"github.com/sluice-mesh/sluice/installer/cri"
 )
@@ -20,9 +23,13 @@ const auto = "auto"
 type places struct {
 	ConfDir, BinDir string
 	Source          string // who named them
+	Guess           error  // why no runtime did, if they are those of a known layout; [errSlow] if one may yet
 	Mode            string // what "auto" was found to be; empty until then
 	Entry           string // the file that has our entry
 }
+
+// errSlow reports a runtime that is there and does not answer in time, as on a node that has just started.
+var errSlow = errors.New("the runtime does not answer in time")
 
 // locate returns the folders that were given, and finds out those that are "auto": the runtime's own word, or else the
 // first of the known layouts that holds a configuration.
@@ -33,11 +40,11 @@ func (c *cniConfig) locate(ctx context.Context) (*places, error) {
 	if c.ConfDir != auto && c.BinDir != auto {
 		return at, nil
 	}
-	conf, bin, source, err := c.find(ctx)
+	conf, bin, source, guess, err := c.find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find CNI folders: %w", err)
 	}
-	at.Source = source
+	at.Source, at.Guess = source, guess
 	for _, d := range []struct {
 		given *string
 		found string
@@ -53,20 +60,20 @@ func (c *cniConfig) locate(ctx context.Context) (*places, error) {
 	return at, nil
 }
 
-// find returns the node's paths.
-func (c *cniConfig) find(ctx context.Context) (conf, bin, source string, err error) {
+// find returns the node's paths. guess is set if they are not the runtime's word.
+func (c *cniConfig) find(ctx context.Context) (conf, bin, source string, guess, err error) {
 	info, runtimeErr := c.askRuntime(ctx)
 	if runtimeErr == nil {
-		return info.ConfDir, c.binDirOf(info), info.Name + " " + info.Version, nil
+		return info.ConfDir, c.binDirOf(info), info.Name + " " + info.Version, nil, nil
 	}
 	if c.CRISocket != "" && !errors.Is(runtimeErr, cri.ErrNotTold) {
-		return "", "", "", fmt.Errorf("%w (%w)", cniconf.ErrNoConfig, runtimeErr) // it may not run yet
+		return "", "", "", nil, fmt.Errorf("%w (%w)", cniconf.ErrNoConfig, runtimeErr) // it may not run yet
 	}
 	layout, err := cniconf.FindLayout(c.HostRoot)
 	if err != nil {
-		return "", "", "", errors.Join(runtimeErr, err)
+		return "", "", "", nil, errors.Join(runtimeErr, err)
 	}
-	return layout.ConfDir, layout.BinDir, "layout " + layout.Name, nil
+	return layout.ConfDir, layout.BinDir, "layout " + layout.Name, runtimeErr, nil
 }
 
 // binDirOf is the first of the runtime's folders that exists.
@@ -88,6 +95,9 @@ func (c *cniConfig) askRuntime(ctx context.Context) (info cri.Info, err error) {
 	for _, path := range c.sockets() {
 		if info, err = cri.Ask(ctx, path); err == nil {
 			return info, nil
+		}
+		if status.Code(err) == codes.DeadlineExceeded {
+			err = fmt.Errorf("%w: %w", errSlow, err)
 		}
 		errs = append(errs, err)
 	}
