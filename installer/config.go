@@ -62,7 +62,7 @@ func (c *agentConfig) declare(fs *flag.FlagSet) {
 	fs.DurationVar(&c.ServeTimeout, "serve-timeout", 10*time.Second, "how long ztunnel may take to serve a new pod before its ADD fails")
 	fs.DurationVar(&c.ProxyDownLimit, "proxy-down-limit", 10*time.Minute, "how long connections of enrolled pods wait for a ztunnel to come back before they are refused; 0 means forever")
 	fs.DurationVar(&c.Resync, "resync", 5*time.Second, "time between two comparisons of what is with what should be")
-	fs.StringVar(&c.MetricsAddress, "metrics-address", "", "host:port for /metrics and /healthz/ready; empty means none")
+	fs.StringVar(&c.MetricsAddress, "metrics-address", "", "host:port for /metrics, /healthz/ready and /healthz/live; empty means none")
 	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 }
 

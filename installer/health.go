@@ -10,13 +10,11 @@ import (
 	"net"
 	"net/http"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// health is the agent's HTTP page: /metrics and /healthz/ready.
+// health is the agent's HTTP page: /metrics, /healthz/ready and /healthz/live.
 type health struct {
 	started   atomic.Bool  // all that comes once is done
 	installed atomic.Bool  // plugin and entry are in place now
@@ -37,9 +35,10 @@ func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(&collector{a: a}, a.flows)
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("/metrics", figures(registry))
 	mux.HandleFunc("/healthz/ready", h.serveReady)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	mux.HandleFunc("/healthz/live", func(w http.ResponseWriter, _ *http.Request) { h.serveLive(w, a) })
+	srv := page(mux)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	return func() {
@@ -48,6 +47,15 @@ func (h *health) serve(ctx context.Context, a *agent) (stop func(), err error) {
 			a.log.Warn("metrics", "err", err)
 		}
 	}, nil
+}
+
+// serveLive answers if the agent can still say what it knows: one that hangs does not answer.
+func (h *health) serveLive(w http.ResponseWriter, a *agent) {
+	if h.started.Load() {
+		a.enroller.PodsByPhase()
+		a.ztunnels.Connected()
+	}
+	_, _ = io.WriteString(w, "alive\n")
 }
 
 func (h *health) serveReady(w http.ResponseWriter, _ *http.Request) {

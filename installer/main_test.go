@@ -271,6 +271,9 @@ func TestMetricsAndReadiness(t *testing.T) {
 	if code, _ := get(t, "http://"+addr+"/healthz/ready"); code != http.StatusOK {
 		t.Errorf("readiness: %d", code)
 	}
+	if code, _ := get(t, "http://"+addr+"/healthz/live"); code != http.StatusOK {
+		t.Errorf("liveness: %d", code)
+	}
 	_, body := get(t, "http://"+addr+"/metrics")
 	for _, want := range []string{
 		"sluice_agent_ztunnels_connected 0", `sluice_datapath_verdicts_total{verdict="drop-leak"} 0`, "sluice_destinations_complete 0",
