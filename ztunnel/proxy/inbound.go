@@ -76,6 +76,7 @@ func (p *podProxy) carryStream(ctx context.Context, f *flow, s *hbone.ServerStre
 		}
 	}()
 	if err := p.revoked(s.ConnState()); err != nil {
+		p.server.Cut(p.revoked) // this connection, which no cut of before has seen; a new one shows another certificate
 		return p.rejected(s, &rejection{refuse(VerdictRevoked, "%w", err), statusUnauthorized})
 	}
 	to, err := p.router.inbound(self, local.Addr(), s.Authority())

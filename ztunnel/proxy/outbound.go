@@ -106,6 +106,7 @@ func (p *podProxy) unrevoked(s *hbone.Stream, answer *hbone.ConnectResponse, err
 	}
 	if err := p.revoked(s.ConnState()); err != nil {
 		s.Reset(hbone.CodeConnect)
+		p.pool.Cut(p.revoked) // the peer may have another certificate by now, which a new connection shows
 		return nil, nil, err
 	}
 	return s, answer, nil

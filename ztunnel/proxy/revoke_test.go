@@ -168,3 +168,42 @@ func TestRevocationDuringTheHandshakeIsNotMissed(t *testing.T) {
 		r.wantLine("connection complete", `direction="`+direction+`"`, `verdict="refused-revoked"`)
 	}
 }
+
+// A connection that was missed when a list changed, since its handshake was under way, is not kept for further streams: the
+// peer's next certificate gets through.
+func TestConnectionThatTheCutMissedIsNotKept(t *testing.T) {
+	r := newRevocable(t)
+	at := func(e *enrolled) netip.AddrPort {
+		return e.Echo(t, e.Name, netip.AddrPortFrom(e.Addr4, 8080).String()).Addr
+	}
+	guarded, server := at(r.guarded), at(r.server)
+	renew := func(e *enrolled) {
+		r.before.certs.Release(e.workload.Identity())
+		testutil.Eventually(t, 10*time.Second, func() error {
+			b, err := r.before.certs.Get(t.Context(), e.workload.Identity())
+			if err == nil {
+				err = r.crl.Check([]*x509.Certificate{b.Cert.Leaf})
+			}
+			return err
+		})
+	}
+	r.guarded.served.(*podProxy).stopRevocations() // as good as to have missed it
+	for _, tc := range []struct {
+		name string
+		from *enrolled
+		to   netip.AddrPort
+		peer *enrolled
+	}{
+		{"outbound", r.guarded, server, r.server},
+		{"inbound", r.client, guarded, r.client},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_ = r.open(tc.from.Pod, tc.to).Close()
+			r.revoke(tc.peer)
+			r.reload()
+			r.mustFail(tc.from.Pod, tc.to)
+			renew(tc.peer)
+			_ = r.open(tc.from.Pod, tc.to).Close()
+		})
+	}
+}
