@@ -86,5 +86,8 @@ func (s *Server) answerTo(c *net.UDPConn, q *query, reply []byte) error {
 		return s.sockets.SendUDP(s.ctx, q.to, q.from, reply)
 	}
 	_, err := c.WriteToUDPAddrPort(reply, q.from)
+	if errors.Is(err, net.ErrClosed) { // draining: queries go to the next ztunnel's socket by now
+		return s.sockets.SendUDP(s.ctx, unmap(q.to), q.from, reply)
+	}
 	return err
 }

@@ -60,20 +60,26 @@ func (c redirectedClient) Dial(ctx context.Context, _, to netip.AddrPort) (net.C
 type redirectedWorld struct {
 	asker, asked, dead, live *testutil.Pod
 	metrics                  *telemetry.Metrics
+	server                   *Server
+	listeners                *inpod.Listeners
+	held, release            chan struct{} // the name "held." is answered after release, which is told by held
 }
 
 func newRedirectedWorld(t *testing.T, known *discovery.Workload) *redirectedWorld {
 	t.Helper()
 	testutil.RequireRoot(t)
 	node := testutil.NewNode(t)
-	w := &redirectedWorld{node.Pod(t, "asker"), node.Pod(t, "asked"), node.Pod(t, "dead"), node.Pod(t, "live"), telemetry.NewMetrics("test")}
+	w := &redirectedWorld{
+		asker: node.Pod(t, "asker"), asked: node.Pod(t, "asked"), dead: node.Pod(t, "dead"), live: node.Pod(t, "live"),
+		metrics: telemetry.NewMetrics("test"), held: make(chan struct{}, 4), release: make(chan struct{}),
+	}
 	for _, rule := range append(dnsRules("iptables", "127.0.0.1/32"), dnsRules("ip6tables", "::1/128")...) {
 		argv := strings.Fields(rule)
 		w.asker.Run(t, argv[0], argv[1:]...)
 	}
 	for _, p := range []*testutil.Pod{w.asked, w.live} {
 		for _, a := range []netip.Addr{p.Addr4, p.Addr6} {
-			serveNames(t, p, netip.AddrPortFrom(a, 53))
+			w.serveNames(t, p, netip.AddrPortFrom(a, 53))
 		}
 	}
 	fd, err := unix.Open(w.asker.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -94,13 +100,18 @@ func newRedirectedWorld(t *testing.T, known *discovery.Workload) *redirectedWorl
 	}, pod, redirectedClient{pod, known})
 	s.Listen(l.DNSUDP, l.DNSTCP)
 	t.Cleanup(func() { l.Close(); s.Stop() })
+	w.server, w.listeners = s, l
 	return w
 }
 
 // serveNames says in p, of any name, from which pod the answer is. The name "big." has an answer that fits no datagram.
-func serveNames(t *testing.T, p *testutil.Pod, at netip.AddrPort) {
+func (w *redirectedWorld) serveNames(t *testing.T, p *testutil.Pod, at netip.AddrPort) {
 	t.Helper()
 	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
+		if m.Question[0].Name == "held." {
+			w.held <- struct{}{}
+			<-w.release
+		}
 		r := new(dns.Msg).SetReply(m)
 		n := 1
 		if m.Question[0].Name == "big." {
@@ -189,6 +200,48 @@ func (w *redirectedWorld) wantCounts(t *testing.T, want map[string]int) {
 	if len(want) > 0 {
 		t.Errorf("not counted so: %v in\n%s", want, page.Body)
 	}
+}
+
+// What was asked before a drain is answered, although the sockets are closed then and another process may have its own.
+func TestDrainAnswersRedirectedQueries(t *testing.T) {
+	w := newRedirectedWorld(t, fakeClient)
+	families := []string{"4", "6"}
+	answers := make(chan string, len(families))
+	for _, family := range families {
+		go func() {
+			conn, err := w.asker.Dial(t.Context(), "udp", netip.AddrPortFrom(w.asked.Addr(family), 53).String())
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+			c := &dns.Conn{Conn: conn}
+			if err := c.WriteMsg(new(dns.Msg).SetQuestion("held.", dns.TypeTXT)); err != nil {
+				answers <- err.Error()
+				return
+			}
+			m, err := c.ReadMsg()
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			answers <- fmt.Sprintf("%d records", len(m.Answer))
+		}()
+	}
+	for range families {
+		<-w.held
+	}
+	w.listeners.Close()
+	drained := make(chan struct{})
+	go func() { w.server.Drain(t.Context()); close(drained) }()
+	close(w.release)
+	for range families {
+		if got := <-answers; got != "1 records" {
+			t.Errorf("got %s, want an answer", got)
+		}
+	}
+	<-drained
 }
 
 func TestRedirectedQueriesOfAnUnknownPod(t *testing.T) {
