@@ -23,6 +23,10 @@ const (
 	rcodeBits    = 0xf // of its fourth
 )
 
+// fdsQuery is what a query to another server may hold, in file descriptors: a socket, and one more while an answer that was
+// cut is asked for again over TCP.
+const fdsQuery = 2
+
 var errForeignAnswer = errors.New("the answer is to another question")
 
 // answer returns what to tell the pod, always something.
@@ -43,6 +47,12 @@ func (s *Server) answer(ctx context.Context, q *query) []byte {
 	if isKnown && (q.wants(dns.TypeA) || q.wants(dns.TypeAAAA)) {
 		return s.local(q, known)
 	}
+	release, err := s.client.Reserve(fdsQuery)
+	if err != nil {
+		s.Metrics.DNSRefused("limit")
+		return q.fail()
+	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
 	defer cancel()
 	start := time.Now()

@@ -52,6 +52,10 @@ func (c redirectedClient) Workload(context.Context) (*discovery.Workload, error)
 	return c.workload, nil
 }
 
+func (redirectedClient) Reserve(int) (release func(), err error) { return func() {}, nil }
+
+func (redirectedClient) Shed(*net.TCPListener, error) int { return 0 }
+
 func (c redirectedClient) Dial(ctx context.Context, _, to netip.AddrPort) (net.Conn, error) {
 	return c.pod.Dial(ctx, netip.Addr{}, to)
 }

@@ -44,6 +44,10 @@ type Client interface {
 	Workload(ctx context.Context) (*discovery.Workload, error)
 	// Dial connects as the pod's own connections are carried.
 	Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error)
+	// Reserve takes descriptors of the pod's share until release is called.
+	Reserve(descriptors int) (release func(), err error)
+	// Shed resets what waits at ln if err, of an accept, is for want of descriptors, and tells how many that were.
+	Shed(ln *net.TCPListener, err error) (reset int)
 }
 
 // Config is what all pods' servers share. All fields must be set but Redirected, which is nil for queries that come with
@@ -105,12 +109,15 @@ func (s *Server) Stop() {
 	s.serving.Wait()
 }
 
-// again reports whether a loop is to go on after an error, which it does after a pause.
-func (s *Server) again(what string, err error) bool {
+// again reports whether a loop is to go on after an error, which it does after a pause. It logs one error a second.
+func (s *Server) again(what string, err error, logged *time.Time) bool {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || s.ctx.Err() != nil {
 		return false
 	}
-	s.Log.Error("cannot take queries", "socket", what, "error", err)
+	if now := time.Now(); now.Sub(*logged) >= time.Second {
+		s.Log.Error("cannot take queries", "socket", what, "error", err)
+		*logged = now
+	}
 	select {
 	case <-time.After(50 * time.Millisecond):
 		return true
@@ -121,10 +128,11 @@ func (s *Server) again(what string, err error) bool {
 
 func (s *Server) readLoop(c *net.UDPConn) {
 	buf, control := make([]byte, maxQueryBytes), make([]byte, inpod.DestinationSpace)
+	var logged time.Time
 	for {
 		n, cn, _, from, err := c.ReadMsgUDPAddrPort(buf, control) // what is longer is cut, and malformed
 		if err != nil {
-			if s.again(c.LocalAddr().String(), err) {
+			if s.again(c.LocalAddr().String(), err, &logged) {
 				continue
 			}
 			return
@@ -169,24 +177,41 @@ func (s *Server) say(c *net.UDPConn, q *query, reply []byte) {
 }
 
 func (s *Server) acceptLoop(ln *net.TCPListener) {
+	var logged time.Time
 	for {
 		conn, err := ln.AcceptTCP()
-		if err != nil {
-			if s.again(ln.Addr().String(), err) {
-				continue
-			}
+		if err == nil {
+			s.accepted(conn)
+			continue
+		}
+		for range s.client.Shed(ln, err) {
+			s.Metrics.DNSRefused("limit")
+		}
+		if !s.again(ln.Addr().String(), err, &logged) {
 			return
 		}
-		select {
-		case s.conns <- struct{}{}:
-			s.serving.Go(func() {
-				defer func() { <-s.conns }()
-				s.serveConn(conn)
-			})
-		default:
-			s.Metrics.DNSRefused("busy")
-			_ = conn.Close()
-		}
+	}
+}
+
+// accepted has conn served if there is room for it.
+func (s *Server) accepted(conn *net.TCPConn) {
+	release, err := s.client.Reserve(1)
+	if err != nil {
+		s.Metrics.DNSRefused("limit")
+		_ = conn.Close()
+		return
+	}
+	select {
+	case s.conns <- struct{}{}:
+		s.serving.Go(func() {
+			defer func() { <-s.conns }()
+			defer release()
+			s.serveConn(conn)
+		})
+	default:
+		s.Metrics.DNSRefused("busy")
+		_ = conn.Close()
+		release()
 	}
 }
 

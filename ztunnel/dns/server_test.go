@@ -5,10 +5,16 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,6 +22,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-mesh/sluice/internal/testutil"
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
 	"github.com/sluice-mesh/sluice/ztunnel/telemetry"
 )
@@ -23,7 +30,10 @@ import (
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 
 // fakePod is a pod without a namespace, whose control plane knows it once known is closed.
-type fakePod struct{ known chan struct{} }
+type fakePod struct {
+	known chan struct{}
+	left  *atomic.Int32 // descriptors of its share; nil has no limit
+}
 
 func (fakePod) DialUDP(_ context.Context, to netip.AddrPort) (*net.UDPConn, error) {
 	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
@@ -46,6 +56,20 @@ func (p fakePod) Workload(ctx context.Context) (*discovery.Workload, error) {
 		return nil, ctx.Err()
 	}
 }
+
+func (p fakePod) Reserve(n int) (release func(), err error) {
+	if p.left == nil {
+		return func() {}, nil
+	}
+	release = func() { p.left.Add(int32(n)) }
+	if p.left.Add(int32(-n)) < 0 {
+		release()
+		return nil, errors.New("the pod's share is used up")
+	}
+	return release, nil
+}
+
+func (fakePod) Shed(*net.TCPListener, error) int { return 0 }
 
 func (fakePod) Dial(context.Context, netip.AddrPort, netip.AddrPort) (net.Conn, error) {
 	return nil, errors.New("no route")
@@ -95,7 +119,12 @@ func asker(t *testing.T) *net.UDPConn {
 
 func send(t *testing.T, s *served, c *net.UDPConn) {
 	t.Helper()
-	raw, err := new(dns.Msg).SetQuestion("web.", dns.TypeA).Pack()
+	sendQuestion(t, s, c, "web.")
+}
+
+func sendQuestion(t *testing.T, s *served, c *net.UDPConn, name string) {
+	t.Helper()
+	raw, err := new(dns.Msg).SetQuestion(name, dns.TypeA).Pack()
 	if err == nil {
 		_, err = c.WriteTo(raw, s.udp.LocalAddr())
 	}
@@ -134,6 +163,47 @@ func TestTooManyQueriesAreRefused(t *testing.T) {
 			t.Fatalf("answer %d: %v", i, m)
 		}
 	}
+}
+
+// A pod that has used up its share of descriptors has names of the mesh resolved, which takes none, and gets an answer to
+// all else at once.
+func TestQueriesAreOfThePodsShare(t *testing.T) {
+	p := fakePod{known: make(chan struct{}), left: &atomic.Int32{}}
+	close(p.known)
+	s := serve(t, p)
+	c := asker(t)
+	send(t, s, c)
+	if m := receive(t, c); m.Rcode != 0 || len(m.Answer) != 1 {
+		t.Errorf("a name of the mesh: %v", m)
+	}
+	sendQuestion(t, s, c, "elsewhere.")
+	if m := receive(t, c); m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("another name: got %v, want SERVFAIL", m)
+	}
+	conn, err := net.Dial("tcp", s.tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(idleTimeout / 2))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection: %v, want it closed", err)
+	}
+	page := httptest.NewRecorder()
+	telemetry.StatsHandler(s.Metrics).ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if want := `sluice_dns_refused_total{reason="limit"} 2`; !strings.Contains(page.Body.String(), want) {
+		t.Errorf("no %s in\n%s", want, page.Body)
+	}
+	// What a query took is given back with its answer: here none comes, as a pod without a namespace asks itself.
+	p.left.Store(fdsQuery)
+	sendQuestion(t, s, c, "elsewhere.")
+	receive(t, c)
+	testutil.Eventually(t, 10*time.Second, func() error {
+		if n := p.left.Load(); n != fdsQuery {
+			return fmt.Errorf("%d descriptors are left, want %d", n, fdsQuery)
+		}
+		return nil
+	})
 }
 
 func TestDrainWaitsForAnswersAndStopDoesNot(t *testing.T) {

@@ -141,3 +141,23 @@ func TestOnePodsConnectionsLeaveRoomForOthers(t *testing.T) {
 		return err
 	})
 }
+
+// What queries hold is of the pod's share too.
+func TestQueriesHaveDescriptorsOfThePod(t *testing.T) {
+	c := Client{&podProxy{account: account{budget: &budget{limits: Limits{Descriptors: 9}}}}}
+	release, err := c.Reserve(6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Reserve(1); !errors.Is(err, errLimit) {
+		t.Errorf("beyond two thirds: got %v, want %v", err, errLimit)
+	}
+	release()
+	if release, err = c.Reserve(6); err != nil {
+		t.Fatalf("after all was given back: %v", err)
+	}
+	release()
+	if n := c.Shed(nil, errors.New("another")); n != 0 {
+		t.Errorf("%d connections were shed for an error that is no want of descriptors", n)
+	}
+}

@@ -5,6 +5,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -50,7 +51,21 @@ func runOut(t *testing.T) {
 			return err
 		})
 	}
+	queries := w.legacy.Listen(t, "tcp", netip.AddrPortFrom(w.legacy.Addr4, 7002).String()).(*net.TCPListener)
 	free := takeAllDescriptors(t)
+	shed := make(chan int, 1)
+	go func() { // as the loop that accepts queries does
+		n := 0
+		for n == 0 && t.Context().Err() == nil {
+			n = ClientOf(w.server.served).Shed(queries, unix.EMFILE)
+		}
+		shed <- n
+	}()
+	wantSocketReset(t, clients[len(clients)-1], netip.AddrPortFrom(w.legacy.Addr4, 7002))
+	if n := <-shed; n != 1 {
+		t.Errorf("%d connections were shed, want 1", n)
+	}
+	clients = clients[:len(clients)-1]
 	// None is left to accept with, then none to make a socket with, then none to copy it for the poller with.
 	next := 0
 	for _, reason := range []string{"accept4", "socket", "fcntl"} {

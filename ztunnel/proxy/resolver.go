@@ -20,6 +20,23 @@ func ClientOf(p inpod.Proxy) Client { return Client{p.(*podProxy)} }
 // Workload returns the pod's own workload, and waits a little for one that is not known yet.
 func (c Client) Workload(ctx context.Context) (*discovery.Workload, error) { return c.pod.self(ctx) }
 
+// Reserve takes descriptors of the pod's share until release is called.
+func (c Client) Reserve(descriptors int) (release func(), err error) {
+	l, err := c.pod.account.take(use{descriptors: descriptors})
+	if err != nil {
+		return nil, err
+	}
+	return l.release, nil
+}
+
+// Shed resets what waits at ln if err, of an accept, is for want of descriptors, and tells how many that were.
+func (c Client) Shed(ln *net.TCPListener, err error) (reset int) {
+	if !outOfDescriptors(err) {
+		return 0
+	}
+	return len(c.pod.spare.refuse(ln))
+}
+
 // Dial connects as a connection of the pod's to the same address is carried: to members of the mesh in mutual TLS, and
 // never in clear. from is who asked, for the peer to know.
 func (c Client) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {

@@ -65,5 +65,6 @@ func (m *Metrics) DNSUpstream(l DNSLabels, took time.Duration, failed bool) {
 	}
 }
 
-// DNSRefused counts a query that was dropped or answered with SERVFAIL unread: "malformed", "busy" or "no workload".
+// DNSRefused counts a query that was dropped or answered with SERVFAIL unread: "malformed", "busy", "limit" for want of
+// descriptors, or "no workload".
 func (m *Metrics) DNSRefused(reason string) { m.dnsRefused.WithLabelValues(reason).Inc() }
