@@ -47,8 +47,8 @@ func (k *Known) serviceGone(service, revision string) bool {
 	return !ok
 }
 
-// Evict drops the series that name a workload which is not known, have no open connection, and were last used before
-// idleSince. Without it every workload there ever was would be remembered. It returns how many sets of labels it dropped.
+// Evict drops the series that name a workload which is not known, or that a peer named, have no open connection, and were
+// last used before idleSince. Without it every workload there ever was would be remembered. It returns how many sets of labels it dropped.
 //
 // If such a workload comes back its counters begin at 0, as after a restart.
 func (m *Metrics) Evict(known *Known, idleSince time.Time) int {
@@ -103,7 +103,7 @@ func (m *Metrics) takeIdle(batch []*Series, known *Known, idleSince time.Time) (
 		delete(m.series, s.labels)
 		m.dropping[s.labels] = struct{}{}
 		if s.byWord {
-			m.byWord--
+			m.forgetWordLocked(s)
 		}
 		taken = append(taken, s)
 	}
@@ -120,8 +120,9 @@ func (m *Metrics) settleLocked(labels Labels) {
 	}
 }
 
+// isIdle: what a peer named may name a workload that is known here, and yet be one of many that it made up.
 func (s *Series) isIdle(known *Known, since time.Time) bool {
-	gone := known.gone(s.labels.Source) || known.gone(s.labels.Destination)
+	gone := s.byWord || known.gone(s.labels.Source) || known.gone(s.labels.Destination)
 	return gone && s.open.Load() == 0 && s.used.Load() <= since.UnixNano()
 }
 

@@ -25,7 +25,6 @@ type Metrics struct {
 	onDemandDNS            *prometheus.CounterVec
 	onDemandUsed           uses[onDemandLabels]
 	crlRejected            *prometheus.CounterVec
-	crlUntracked           *prometheus.CounterVec
 	evicted                prometheus.Counter
 
 	ActivePods, PendingPods prometheus.Gauge
@@ -38,12 +37,13 @@ type Metrics struct {
 	dropping map[Labels]struct{} // taken from series by an eviction that has not dropped them yet
 	dropped  *sync.Cond          // of mu: dropping shrank
 	byWord   int                 // of series
+	byWordOf map[string]int      // of byWord, by the peer's identity
 	pollers  []func()
 }
 
 // NewMetrics returns metrics registered with a registry of their own. version labels istio_build.
 func NewMetrics(version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), series: map[Labels]*Series{}, dropping: map[Labels]struct{}{}}
+	m := &Metrics{registry: prometheus.NewRegistry(), series: map[Labels]*Series{}, dropping: map[Labels]struct{}{}, byWordOf: map[string]int{}}
 	m.dropped = sync.NewCond(&m.mu)
 	m.opened = m.counterVec("istio_tcp_connections_opened_total", "Connections opened.", labelNames...)
 	m.closed = m.counterVec("istio_tcp_connections_closed_total", "Connections closed.", labelNames...)
@@ -62,7 +62,10 @@ func NewMetrics(version string) *Metrics {
 	m.Destinations = m.gauge("sluice_destinations", "Addresses whose traffic the kernel hands to ztunnel.")
 	m.onDemandDNS = m.counterVec("istio_on_demand_dns_total", "Look-ups of host names of workloads without addresses.", onDemandNames...)
 	m.crlRejected = m.counterVec("istio_crl_policy_rejections_total", "Peers refused because their certificate is revoked.", "reporter")
-	m.crlUntracked = m.counterVec("istio_crl_untracked_connections_total", "Connections that are not watched for revocation.", "reporter")
+	untracked := m.counterVec("istio_crl_untracked_connections_total", "Connections that are not watched for revocation: none, every one is.", "reporter")
+	for _, r := range []Reporter{ReporterSource, ReporterDestination} {
+		untracked.WithLabelValues(string(r))
+	}
 	m.evicted = m.counter("sluice_series_dropped_total", "Sets of labels dropped because their workload is gone.")
 	m.registerDNS()
 	build := m.gaugeVec("istio_build", "The running version.", "component", "tag")

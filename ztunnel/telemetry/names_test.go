@@ -19,7 +19,6 @@ func TestEveryMetricOfTheReference(t *testing.T) {
 	m.SocketOpened(ReporterSource)
 	m.OnDemandDNS(Peer{}, "h")
 	m.CRLRejected(ReporterDestination)
-	m.CRLUntracked(ReporterSource)
 	m.XDSTermination("Complete")
 	m.XDSMessage("u", 1)
 	m.DNSRequest(DNSLabels{})

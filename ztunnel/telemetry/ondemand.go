@@ -31,6 +31,3 @@ func (m *Metrics) OnDemandDNS(source Peer, hostname string) {
 
 // CRLRejected counts a peer refused because its certificate is revoked.
 func (m *Metrics) CRLRejected(r Reporter) { m.crlRejected.WithLabelValues(string(r)).Inc() }
-
-// CRLUntracked counts a connection that could not be watched for the revocation of its peer.
-func (m *Metrics) CRLUntracked(r Reporter) { m.crlUntracked.WithLabelValues(string(r)).Inc() }

@@ -31,7 +31,8 @@ type Series struct {
 	labels                         Labels
 	opened, closed, sent, received prometheus.Counter
 
-	byWord bool // a peer's own word names it
+	byWord bool   // a peer's own word names it
+	word   string // its identity
 
 	open atomic.Int64 // connections; raised only with the metrics' lock held
 	used atomic.Int64 // when one began or ended last, Unix time in ns
@@ -54,11 +55,15 @@ func (m *Metrics) Series(labels Labels) *Series {
 	return m.seriesLocked(labels)
 }
 
-// maxByWord bounds the series that peers name by their own word. Nobody but them knows what there is.
-const maxByWord = 2000
+// maxByWord bounds the series that peers name by their own word, and maxByWordEach those of one identity. Nobody but them
+// knows what there is.
+const (
+	maxByWord     = 2000
+	maxByWordEach = maxByWord / 8
+)
 
 // SeriesByWord returns the counters for labels of which the far end (the source where connections arrive, the destination
-// where they leave) is what the peer says of itself. What is over maxByWord is counted under the peer's identity alone.
+// where they leave) is what the peer says of itself. What is over a bound is counted under the peer's identity alone.
 func (m *Metrics) SeriesByWord(labels Labels) *Series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,19 +71,29 @@ func (m *Metrics) SeriesByWord(labels Labels) *Series {
 	if s, ok := m.series[labels]; ok {
 		return s
 	}
-	if m.byWord >= maxByWord {
-		far := &labels.Source
-		if labels.Reporter == ReporterSource {
-			far = &labels.Destination
-		}
-		*far = Peer{Principal: far.Principal}
+	far := &labels.Source
+	if labels.Reporter == ReporterSource {
+		far = &labels.Destination
+	}
+	word := far.Principal
+	if m.byWord >= maxByWord || m.byWordOf[word] >= maxByWordEach {
+		*far = Peer{Principal: word}
 		m.settleLocked(labels)
 		return m.seriesLocked(labels)
 	}
 	s := m.seriesLocked(labels)
-	s.byWord = true
+	s.byWord, s.word = true, word
 	m.byWord++
+	m.byWordOf[word]++
 	return s
+}
+
+// forgetWordLocked gives back the room of a series that a peer named.
+func (m *Metrics) forgetWordLocked(s *Series) {
+	m.byWord--
+	if m.byWordOf[s.word]--; m.byWordOf[s.word] == 0 {
+		delete(m.byWordOf, s.word)
+	}
 }
 
 func (m *Metrics) seriesLocked(labels Labels) *Series {
