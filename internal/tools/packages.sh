@@ -15,7 +15,7 @@ readonly run='ip:iproute2 tc:iproute2 sysctl:procps nft:nftables iptables:iptabl
   iperf3:iperf3 python3:python3 gcc:gcc /usr/include/stdlib.h:libc6-dev
   containerd:containerd ctr:containerd runc:runc'
 readonly programs='pg_createcluster:postgresql mariadbd:mariadb-server mariadb:mariadb-client redis-server:redis-server redis-cli:redis-tools
-  etcd:etcd-server wrk:wrk haproxy:haproxy sshd:openssh-server ssh:openssh-client rsync:rsync aiosmtpd:python3-aiosmtpd'
+  etcd:etcd-server wrk:wrk haproxy:haproxy sshd:openssh-server ssh:openssh-client rsync:rsync aiosmtpd:python3-aiosmtpd busybox:busybox-static'
 readonly lint='clang:clang clang-format:clang-format llvm-strip:llvm protoc:protobuf-compiler
   /usr/include/google/protobuf/any.proto:libprotobuf-dev shellcheck:shellcheck git:git'
 

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/sluice-mesh/sluice/internal/lab/kube"
@@ -22,6 +23,8 @@ const (
 	// AppImage is the server and client of tests: internal/lab/cluster/app says what its commands are.
 	AppImage = "sluice.test/app:1"
 	dnsImage = "sluice.test/coredns:1"
+	// busyboxImage is the one of manifests/examples, made of the distribution's busybox.
+	busyboxImage = "docker.io/library/busybox:1.37"
 )
 
 // buildFolder is where make puts what it builds: all that a cluster needs is there.
@@ -41,8 +44,13 @@ func (c *Cluster) buildPrograms() {
 	c.goRun([]string{"CGO_ENABLED=0"}, "build", "-ldflags=-s -w", "-o", c.path("bin")+"/", here+"app", here+"nodeinit")
 	c.must(os.Symlink(filepath.Join(c.build, "bin"), c.path("linux", "linux-"+runtime.GOARCH)))
 	c.goRun(nil, "run", "github.com/sluice-mesh/sluice/internal/tools/image", "-archs", runtime.GOARCH, "-bin", c.path("linux"), "-out", c.path("images"))
-	c.must(writeImage(AppImage, c.path("bin", "app"), c.path("images", "app.tar")),
-		writeImage(dnsImage, kube.Binary(c.t, "coredns"), c.path("images", "coredns.tar")))
+	c.must(writeImage(AppImage, c.path("images", "app.tar"), c.path("bin", "app"), "/app"),
+		writeImage(dnsImage, c.path("images", "coredns.tar"), kube.Binary(c.t, "coredns"), "/coredns"))
+	if busybox, err := exec.LookPath("busybox"); err != nil {
+		c.t.Fatal(err)
+	} else {
+		c.must(writeImage(busyboxImage, c.path("images", "busybox.tar"), busybox, "/bin/sh", "/bin/httpd", "/bin/wget", "/bin/sleep"))
+	}
 }
 
 func (c *Cluster) goRun(env []string, args ...string) {
@@ -71,19 +79,24 @@ func (n *Node) importImages() {
 	}
 }
 
-// writeImage packs one static program into an archive that "ctr images import" takes.
-func writeImage(name, program, archive string) error {
+// writeImage packs one static program into an archive that "ctr images import" takes, under each of the paths. The first is
+// what a container runs that does not say.
+func writeImage(name, archive, program string, paths ...string) error {
 	content, err := os.ReadFile(program)
 	if err != nil {
 		return err
 	}
-	layer, err := pack(0o755, map[string][]byte{filepath.Base(program): content})
+	files := map[string][]byte{}
+	for _, p := range paths {
+		files[strings.TrimPrefix(p, "/")] = content
+	}
+	layer, err := pack(0o755, files)
 	if err != nil {
 		return err
 	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux", "created": "1970-01-01T00:00:00Z",
-		"config": map[string]any{"Entrypoint": []string{"/" + filepath.Base(program)}, "Env": []string{"PATH=/"}},
+		"config": map[string]any{"Entrypoint": paths[:1], "Env": []string{"PATH=/bin:/"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 	})
 	if err != nil {

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -57,6 +59,22 @@ func (c *Cluster) kubectl(stdin string, args ...string) (string, error) {
 		err = fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out), err
+}
+
+// Shell runs what a user would type in a folder, with kubectl on the path, and returns what was printed on both channels.
+func (c *Cluster) Shell(t testing.TB, folder, command string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
+	defer cancel()
+	argv := append(c.outside(), "bash", "-c", command)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir, cmd.WaitDelay = folder, time.Second
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.kubeconfig, "PATH="+filepath.Dir(kube.Binary(c.t, "kubectl"))+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return string(out)
 }
 
 // Exec runs a command in the first container of a pod, by way of its kubelet.
