@@ -4,6 +4,7 @@ package manifests
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -102,6 +103,12 @@ func TestTheAPIServerTakesEveryRendering(t *testing.T) {
 	}
 	texts["taint"] = output(t, kustomize, "build", overlayWith(t, "overlays/api", "components/taint"))
 	texts["monitoring"] = output(t, kustomize, "build", overlayWith(t, "overlays/api", "components/monitoring"))
+	c.namespace("hello", nil)
+	hello, err := os.ReadFile("examples/hello.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts["the example"] = hello
 	for name, text := range texts {
 		if out, err := c.apply(text, "--dry-run=server"); err != nil {
 			t.Errorf("%s: %v\n%s", name, err, out)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -45,15 +46,20 @@ func TestChartPassesHelmsLint(t *testing.T) {
 // TestMonitoringNamesPortsThatPodsHave: a PodMonitor with a wrong port scrapes nothing and says nothing.
 func TestMonitoringNamesPortsThatPodsHave(t *testing.T) {
 	for by, all := range map[string]objects{
-		"helm":      helm(t, "--set", "podMonitor.enabled=true"),
-		"kustomize": kustomize(t, overlayWith(t, "overlays/embedded", "components/monitoring")),
+		"helm":      helm(t, "--set", "podMonitor.enabled=true,controlPlane.mode=api"),
+		"kustomize": kustomize(t, overlayWith(t, "overlays/api", "components/monitoring")),
 	} {
-		for _, name := range []string{"sluice-installer", "ztunnel"} {
+		templates := map[string]corev1.PodTemplateSpec{
+			"sluice-installer":    all.daemonSet(t, "sluice-system/sluice-installer").Spec.Template,
+			"ztunnel":             all.daemonSet(t, "sluice-system/ztunnel").Spec.Template,
+			"sluice-controlplane": all["Deployment sluice-system/sluice-controlplane"].(*appsv1.Deployment).Spec.Template,
+		}
+		for name, pod := range templates {
 			monitor, ok := all["PodMonitor sluice-system/"+name].(*PodMonitor)
 			if !ok {
 				t.Fatalf("%s: no PodMonitor %s", by, name)
 			}
-			checkMonitor(t, monitor, all.daemonSet(t, "sluice-system/"+name).Spec.Template)
+			checkMonitor(t, monitor, pod)
 		}
 	}
 }
