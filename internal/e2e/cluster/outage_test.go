@@ -34,20 +34,34 @@ spec:
 // failed.
 func startAskers(t *testing.T, c *cluster.Cluster, ns string, during time.Duration) (finish func()) {
 	t.Helper()
+	var all []func()
 	for _, n := range c.Nodes {
-		c.Apply(t, ns, fmt.Sprintf(asker, n.Name, n.Name, during))
-		c.Kubectl(t, "wait", "--namespace="+ns, "--for=condition=Ready", "--timeout=60s", "pod/asker-"+n.Name)
+		all = append(all, startAsker(t, c, ns, n, during))
 	}
 	return func() {
 		t.Helper()
-		for _, n := range c.Nodes {
-			pod := "pod/asker-" + n.Name
-			_, err := c.TryKubectl("wait", "--namespace="+ns, "--for=jsonpath={.status.phase}=Succeeded", fmt.Sprintf("--timeout=%s", during+time.Minute), pod)
-			log := c.Kubectl(t, "logs", "--namespace="+ns, pod)
-			if o, ok := parseOutcome(log); err != nil || !ok || o.Failures > 0 || o.Requests == 0 {
-				t.Errorf("%s: %v\n%s", pod, err, log)
-			}
+		for _, finish := range all {
+			finish()
 		}
+	}
+}
+
+// startAsker is startAskers for one node.
+func startAsker(t *testing.T, c *cluster.Cluster, ns string, n *cluster.Node, during time.Duration) (finish func()) {
+	t.Helper()
+	c.Apply(t, ns, fmt.Sprintf(asker, n.Name, n.Name, during))
+	c.Kubectl(t, "wait", "--namespace="+ns, "--for=condition=Ready", "--timeout=60s", "pod/asker-"+n.Name)
+	return func() { t.Helper(); finished(t, c, ns, n, during) }
+}
+
+// finished waits for the end of a node's asker, and fails the test if a request of its failed.
+func finished(t *testing.T, c *cluster.Cluster, ns string, n *cluster.Node, during time.Duration) {
+	t.Helper()
+	pod := "pod/asker-" + n.Name
+	_, err := c.TryKubectl("wait", "--namespace="+ns, "--for=jsonpath={.status.phase}=Succeeded", fmt.Sprintf("--timeout=%s", during+time.Minute), pod)
+	log := c.Kubectl(t, "logs", "--namespace="+ns, pod)
+	if o, ok := parseOutcome(log); err != nil || !ok || o.Failures > 0 || o.Requests == 0 {
+		t.Errorf("%s: %v\n%s", pod, err, log)
 	}
 }
 
