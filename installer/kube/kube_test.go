@@ -154,6 +154,34 @@ func TestEnrolmentFollowsTheAPI(t *testing.T) {
 	testOutage(c, n, stop, dir, web)
 }
 
+// With --enablement-selectors the labels that count are those of the list, on pods and namespaces as they are now.
+func TestSelectorsFollowTheAPI(t *testing.T) {
+	c := newCluster(t)
+	selectors, err := controlplane.ParseSelectors(`[{podSelector: {matchLabels: {tier: front}}, namespaceSelector: {matchLabels: {mesh: "on"}}}]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.namespace("shop", map[string]string{"mesh": "on"})
+	c.namespace("bank", map[string]string{"istio.io/dataplane-mode": "ambient"})
+	front := func(p *corev1.Pod) { p.Labels = map[string]string{"tier": "front"} }
+	web := c.pod("shop", "web", "n1", front)
+	c.pod("shop", "db", "n1")
+	c.pod("bank", "web", "n1", front)
+	n, _ := c.node(t.TempDir(), controlplane.Rules{Selectors: selectors})
+	c.wantEnrolled(n, "shop", "web", true)
+	c.wantEnrolled(n, "shop", "db", false)
+	c.wantEnrolled(n, "bank", "web", false)
+	c.patch(web, "", `{"metadata":{"labels":{"tier":"back"}}}`)
+	c.wantEnrolled(n, "shop", "web", false)
+	c.patch(web, "", `{"metadata":{"labels":{"tier":"front"}}}`)
+	c.wantEnrolled(n, "shop", "web", true)
+	off := []byte(`{"metadata":{"labels":{"mesh":"off"}}}`)
+	if _, err := c.client.CoreV1().Namespaces().Patch(t.Context(), "shop", types.MergePatchType, off, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantEnrolled(n, "shop", "web", false)
+}
+
 // testOutage takes the API away: what is known stays, over a restart too, and what was missed is caught up with.
 func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 	c.APIServer.Stop()
