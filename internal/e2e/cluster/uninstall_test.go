@@ -52,6 +52,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		}
 		testutil.Eventually(t, effect, func() error { return annotated(t, c, ns, "enabled") })
 		testutil.Eventually(t, effect, func() error { _, err := c.Exec(ns, client, "/app", "get", "http://web"); return err })
+		wantLogged(t, c, node.Name, `direction="outbound"`, `src.identity="spiffe://cluster.local/ns/`+ns+`/sa/default"`, `verdict="mtls"`)
 		if cmp.Equal(before, stateOf(t, node)) {
 			t.Fatal("the mesh changes nothing: this test sees too little")
 		}
