@@ -30,7 +30,7 @@ scripts  := $(shell git ls-files '*.sh' .ci/run 2>/dev/null)
 c_files   = $(shell git ls-files 'bpf/*.c' 'bpf/include/*.bpf.h' 'bpf/*.bpf.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help build generate test test-root e2e lint fmt demo demo-up demo-down bench image clean packages test-packages FORCE
+.PHONY: help build generate test test-root e2e e2e-istiod lint fmt demo demo-up demo-down bench image clean packages test-packages FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,15 @@ build/k8s/coredns: internal/tools/dns/go.mod internal/tools/dns/main.go
 	cd internal/tools/dns && $(static) -o $(CURDIR)/$@ .
 	@touch $@
 
+build/k8s/pilot-discovery: internal/tools/istio/go.mod
+	cd internal/tools/istio && $(static) -tags disable_pgv -o $(CURDIR)/$@ istio.io/istio/pilot/cmd/pilot-discovery
+	@touch $@
+# The definitions of Istio's kinds, of the same release.
+build/k8s/istio-crds.yaml: internal/tools/istio/go.mod
+	@mkdir -p $(@D)
+	cd internal/tools/istio && $(GO) mod download istio.io/istio
+	cp --no-preserve=all "$$(cd internal/tools/istio && $(GO) list -m -f '{{.Dir}}' istio.io/istio)/manifests/charts/base/files/crd-all.gen.yaml" $@
+
 generate: ## BPF objects and protobuf messages (needs clang and protoc)
 	$(GO) generate ./...
 
@@ -101,6 +110,11 @@ test-root: test ## as test, but a test that cannot run fails
 e2e: export CI = true
 e2e: build build/containerd/containerd $(kube_parts) build/k8s/coredns test-packages ## a real Kubernetes cluster of two nodes with the mesh on it; as root; what is built for it is 4 GB of cache
 	SLUICE_BUILD=$(CURDIR)/build SLUICE_E2E=1 $(GO) test -timeout 30m ./internal/e2e/cluster
+
+# Not part of .ci/run, which has an hour: compiling istiod takes minutes more.
+e2e-istiod: export CI = true
+e2e-istiod: build build/containerd/containerd $(kube_parts) build/k8s/coredns build/k8s/pilot-discovery build/k8s/istio-crds.yaml test-packages ## the mesh with a real istiod as its control plane, on such a cluster; as root
+	SLUICE_BUILD=$(CURDIR)/build SLUICE_E2E=1 SLUICE_E2E_ISTIOD=1 $(GO) test -timeout 30m -run '^TestIstiod' ./internal/e2e/cluster
 
 lint: ## formats, vet, staticcheck, shellcheck, import and wording rules
 	@internal/tools/packages.sh lint

@@ -29,8 +29,8 @@ func TestBrokenUpgradeOfTheAgentIsUndone(t *testing.T) {
 			before := podNames(t, c, "app=sluice-installer")
 			broken, well := breakAgent(t, c, before)
 			c.Apply(t, ns, fmt.Sprintf(asker, broken.Name, broken.Name, "5s"))
-			starts(t, c, plain, broken)
-			starts(t, c, "kube-system", broken)
+			starts(t, c, plain, "not-of-the-mesh", broken)
+			starts(t, c, "kube-system", "not-of-the-mesh", broken)
 			startAsker(t, c, ns, well, 5*time.Second)()
 			waits(t, c, ns, "asker-"+broken.Name)
 			wantOneUnavailable(t, c, before)
@@ -79,20 +79,20 @@ func breakAgent(t *testing.T, c *cluster.Cluster, before []string) (broken, well
 	return broken, c.Nodes[other]
 }
 
-// starts wants a pod of a namespace that is not of the mesh to run on a node.
-func starts(t *testing.T, c *cluster.Cluster, ns string, n *cluster.Node) {
+// starts wants a pod that does nothing to run on a node.
+func starts(t *testing.T, c *cluster.Cluster, ns, pod string, n *cluster.Node) {
 	t.Helper()
 	c.Apply(t, ns, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
-metadata: {name: not-of-the-mesh}
+metadata: {name: %s}
 spec:
   nodeName: %s
   terminationGracePeriodSeconds: 0
   containers: [{name: app, image: sluice.test/app:1, imagePullPolicy: Never}]
-`, n.Name))
-	t.Cleanup(func() { c.Kubectl(t, "delete", "pod", "not-of-the-mesh", "--namespace="+ns, "--ignore-not-found") })
-	c.Kubectl(t, "wait", "--namespace="+ns, "--for=condition=Ready", "--timeout=60s", "pod/not-of-the-mesh")
+`, pod, n.Name))
+	t.Cleanup(func() { c.Kubectl(t, "delete", "pod", pod, "--namespace="+ns, "--ignore-not-found") })
+	c.Kubectl(t, "wait", "--namespace="+ns, "--for=condition=Ready", "--timeout=60s", "pod/"+pod)
 }
 
 // waits wants events to say of a pod that it cannot start yet, and what to look at.

@@ -16,5 +16,8 @@
 //		n := c.Node(pods["web"].Spec.NodeName)            // n.KillProcess("kubelet"), n.Reboot(), n.Run("ip", "rule")
 //	}
 //
+// TestIstiod... have a cluster of their own, with a real istiod as control plane. "make e2e-istiod" builds it and runs them;
+// elsewhere they are skipped, in CI too, unless it is built.
+//
 // What a test stops or breaks it puts back before it ends, by t.Cleanup, so that it does so when it fails, too.
 package cluster

@@ -28,14 +28,20 @@ func TestMain(m *testing.M) {
 func use(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c := bare(t)
+	showMesh(t, c, system)
+	install(t, c)
+	return c
+}
+
+// showMesh prints what the mesh, in a namespace, logged last, if the test fails.
+func showMesh(t *testing.T, c *cluster.Cluster, namespace string) {
+	t.Helper()
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := c.TryKubectl("logs", "--namespace="+system, "--selector=app.kubernetes.io/part-of=sluice", "--prefix", "--tail=40")
+			out, err := c.TryKubectl("logs", "--namespace="+namespace, "--selector=app.kubernetes.io/part-of=sluice", "--prefix", "--tail=40")
 			t.Logf("logs of the mesh: %v\n%s", err, out)
 		}
 	})
-	install(t, c)
-	return c
 }
 
 // bare returns the cluster, with or without the mesh.

@@ -26,7 +26,7 @@ func TestServiceAcrossNodes(t *testing.T) {
 		t.Errorf("in the mesh: %d segments of HBONE, %d leaks: %v", seen.HBONE, seen.Count, seen.Leaks)
 	}
 	for _, p := range pairs {
-		wantLogged(t, c, p.server.Spec.NodeName, "src.identity=\"spiffe://cluster.local/ns/"+ns+"/sa/default\"",
+		wantLogged(t, c, system, p.server.Spec.NodeName, "src.identity=\"spiffe://cluster.local/ns/"+ns+"/sa/default\"",
 			"dst.workload=\""+p.server.Name+"\"", "direction=\"inbound\"")
 	}
 
@@ -78,15 +78,15 @@ func watchMembers(t *testing.T, c *cluster.Cluster, members []netip.Addr, f func
 	return report
 }
 
-// wantLogged waits for a line with all of parts in the log of a node's ztunnel.
-func wantLogged(t *testing.T, c *cluster.Cluster, node string, parts ...string) {
+// wantLogged waits for a line with all of parts in the log of a node's ztunnel, which is in a namespace of the mesh's own.
+func wantLogged(t *testing.T, c *cluster.Cluster, mesh, node string, parts ...string) {
 	t.Helper()
-	pods := c.Pods(t, system, "app=ztunnel")[node]
+	pods := c.Pods(t, mesh, "app=ztunnel")[node]
 	if len(pods) != 1 {
 		t.Fatalf("%d ztunnels on %s", len(pods), node)
 	}
 	testutil.Eventually(t, effect, func() error {
-		log, err := c.TryKubectl("logs", "--namespace="+system, pods[0].Name, "--tail=200")
+		log, err := c.TryKubectl("logs", "--namespace="+mesh, pods[0].Name, "--tail=200")
 		if err != nil {
 			return err
 		}

@@ -193,15 +193,27 @@ func Binary(t testing.TB, part string) string { t.Helper(); return Built(t, "k8s
 // Built is the path of a file of the Makefile's folder build. Without it the test is skipped; with CI=true it fails.
 func Built(t testing.TB, name string) string {
 	t.Helper()
-	dir := os.Getenv("SLUICE_BUILD")
-	if dir == "" {
-		dir = filepath.Join(moduleRoot(t), "build")
-	}
-	path := filepath.Join(dir, name)
+	path := builtPath(t, name)
 	if _, err := os.Stat(path); err != nil {
 		missing(t, fmt.Sprintf("%v: run \"make build/%s\"", err, name))
 	}
 	return path
+}
+
+// IsBuilt reports whether there is such a file.
+func IsBuilt(t testing.TB, name string) bool {
+	t.Helper()
+	_, err := os.Stat(builtPath(t, name))
+	return err == nil
+}
+
+func builtPath(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("SLUICE_BUILD")
+	if dir == "" {
+		dir = filepath.Join(moduleRoot(t), "build")
+	}
+	return filepath.Join(dir, name)
 }
 
 func missing(t testing.TB, why string) {
