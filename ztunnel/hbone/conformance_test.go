@@ -110,6 +110,7 @@ func TestServerEndsConnectionOn(t *testing.T) {
 			_, _ = p.conn.Write(h[:])
 		}, CodeFrameSize},
 		{"PING flood", func(p *rawPeer) { flood(p, func() error { return p.WritePing(false, [8]byte{}) }) }, CodeEnhanceYourCalm},
+		{"WINDOW_UPDATE flood", func(p *rawPeer) { flood(p, func() error { return p.WriteWindowUpdate(0, 1) }) }, CodeEnhanceYourCalm},
 		{"SETTINGS flood", func(p *rawPeer) { flood(p, func() error { return p.WriteSettings() }) }, CodeEnhanceYourCalm},
 		{"PRIORITY flood", func(p *rawPeer) {
 			flood(p, func() error { return p.WriteRawFrame(http2.FramePriority, 0, 3, make([]byte, 5)) })

@@ -19,6 +19,10 @@ const (
 	// resetCost is for a request that is withdrawn before it was answered, and for streams we must reset because of what
 	// the peer did: 1000 in a window are "rapid reset" (CVE-2023-44487) or its mirror.
 	resetCost = 10
+
+	// smallUpdate is a WINDOW_UPDATE that spends: peers gather more than that, and a window that is raised by less each time
+	// does not overflow for very long.
+	smallUpdate = 1 << 10
 )
 
 // budget limits frames that make work. It belongs to the read loop.

@@ -31,6 +31,9 @@ func TestClientEndsHostileServers(t *testing.T) {
 		{"WINDOW_UPDATE flood", func(p *rawPeer, _ uint32) {
 			flood(p, func() error { return p.WriteWindowUpdate(0, 1<<20) })
 		}, "FLOW_CONTROL_ERROR: window overflow"},
+		{"WINDOW_UPDATE flood of bytes", func(p *rawPeer, id uint32) {
+			flood(p, func() error { return p.WriteWindowUpdate(id, 1) })
+		}, "ENHANCE_YOUR_CALM"},
 		{"WINDOW_UPDATE flood on the stream", func(p *rawPeer, id uint32) {
 			flood(p, func() error { return p.WriteWindowUpdate(id, 1<<20) })
 		}, "FLOW_CONTROL_ERROR: window overflow"},

@@ -74,6 +74,11 @@ func (r *reader) windowUpdate(h frameHeader) error {
 		return err
 	}
 	n := int(binary.BigEndian.Uint32(p) & maxWindow)
+	if n < smallUpdate {
+		if err := r.flood.spend(1); err != nil {
+			return err
+		}
+	}
 	if h.stream == 0 {
 		if n == 0 {
 			return connErrorf(CodeProtocol, "WINDOW_UPDATE of 0")
