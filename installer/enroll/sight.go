@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/bpf"
+	"github.com/sluice-mesh/sluice/installer/ztunnels"
 	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
@@ -110,6 +111,9 @@ func (e *Enroller) findAgain(ctx context.Context, p *pod) error {
 		if err != nil {
 			return err
 		}
+		e.mu.Lock()
+		again.problem, again.seenBy = p.problem, p.seenBy // Ztunnel may not serve it yet.
+		e.mu.Unlock()
 		p = again
 	}
 	in, err := openInside(p)
@@ -117,5 +121,12 @@ func (e *Enroller) findAgain(ctx context.Context, p *pod) error {
 		return err
 	}
 	e.resume(p, in)
-	return e.repair(ctx, p)
+	if err := e.repair(ctx, p); err != nil {
+		return err
+	}
+	if err := e.update(ctx, p, ztunnels.Served); err != nil && !errors.Is(err, ztunnels.ErrNone) {
+		return err
+	}
+	e.setProblem(p, "", Everything)
+	return nil
 }

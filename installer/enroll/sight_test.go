@@ -76,6 +76,12 @@ func TestLivePodIsNotLetOutByAnAgentThatCannotSeeIt(t *testing.T) {
 			if !s.attached() || !s.published() {
 				t.Errorf("attached %v, published %v", s.attached(), s.published())
 			}
+			l.eventually(func() error { // The pod is to be found by an agent that has a ztunnel.
+				if z.seen("snapshot") < 2 {
+					return errors.New("ztunnel is not back")
+				}
+				return nil
+			})
 			show()
 			s.eventuallyIs("served", "")
 			peer.wantGreeting(netip.AddrPortFrom(s.Addr4, 80), "z inbound4")
