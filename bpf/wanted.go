@@ -166,8 +166,28 @@ func (w *wantedLink) settle(dir string) error {
 		return fmt.Errorf("link %s: %w", w.pin, err)
 	}
 	fault("replaced " + w.pin)
-	// This detaches a link that had the name, and only now: its successor runs.
+	if err := dropReplaced(path); err != nil { // Only now: its successor runs.
+		return err
+	}
+	fault("dropped " + w.pin)
 	return os.Rename(path+newSuffix, path)
+}
+
+// dropReplaced detaches a link that another attachment took the place of. Without its pin it would be detached too, but
+// some time later (6.18: a grace period and a work queue).
+func dropReplaced(path string) error {
+	old, err := loadPin(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open replaced link: %w", err)
+	}
+	defer func() { _ = old.Close() }()
+	if l, ok := old.(link.Link); ok {
+		return dropLink(l, path)
+	}
+	return nil
 }
 
 func (w *wantedLink) updateLink(l link.Link, dir string) error {
