@@ -55,26 +55,25 @@ static __always_inline struct bpf_sock *sender(struct __sk_buff *skb)
 	return sk ? bpf_sk_fullsock(sk) : NULL;
 }
 
-/* True for the segments of ztunnel's connections. A SYN-ACK is sent by a request socket, which has no tag: its
- * listener's counts. What a listener sends itself (Linux 6.13) are resets of segments that are nobody's, for instance
- * because the app is gone; those must find their way back to ztunnel like all others.
- */
-static __always_inline bool is_from_proxy(struct __sk_buff *skb)
+static __always_inline struct socket_tag *stored_tag(struct bpf_sock *sk)
 {
-	struct bpf_sock *sk = skb->sk;
-	struct bpf_sock *owner;
-	struct socket_tag *tag;
+	return sk ? bpf_sk_storage_get(&socket_tags, sk, NULL, 0) : NULL;
+}
 
-	if (!sk)
+/* True for the segments of ztunnel's connections; tag is that of sk, which sends. A SYN-ACK is sent by a request socket,
+ * which has no tag: its listener's counts. What a listener sends itself (Linux 6.13) are resets of segments that are
+ * nobody's, for instance because the app is gone; those must find their way back to ztunnel like all others.
+ */
+static __always_inline bool is_from_proxy(struct __sk_buff *skb, struct bpf_sock *sk,
+					  const struct socket_tag *tag)
+{
+	struct bpf_sock *request = skb->sk;
+
+	if (sk)
+		return tag && tag->tag == TAG_PROXY && sk->state != BPF_TCP_LISTEN;
+	if (!request)
 		return false;
-	owner = bpf_sk_fullsock(sk);
-	if (owner && owner->state == BPF_TCP_LISTEN)
-		return false;
-	if (!owner)
-		owner = bpf_get_listener_sock(sk);
-	if (!owner)
-		return false;
-	tag = bpf_sk_storage_get(&socket_tags, owner, NULL, 0);
+	tag = stored_tag(bpf_get_listener_sock(request));
 	return tag && tag->tag == TAG_PROXY;
 }
 
@@ -112,11 +111,8 @@ static __always_inline bool same_flow(const struct flow *a, const struct flow *b
 }
 
 /* The tag that an earlier segment of this very flow left. */
-static __always_inline enum tag tag_of(struct __sk_buff *skb, const struct flow *flow)
+static __always_inline enum tag tag_of(const struct socket_tag *tag, const struct flow *flow)
 {
-	struct bpf_sock *sk = sender(skb);
-	struct socket_tag *tag = sk ? bpf_sk_storage_get(&socket_tags, sk, NULL, 0) : NULL;
-
 	return tag && same_flow(&tag->flow, flow) ? tag->tag : TAG_NONE;
 }
 
@@ -293,14 +289,15 @@ static __always_inline struct decision untagged_segment(struct __sk_buff *skb,
 	return (struct decision){VERDICT_DROP_STRAY, TAG_NONE};
 }
 
-static __always_inline int segment(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int segment(struct __sk_buff *skb, const struct packet *packet,
+				   const struct socket_tag *tag)
 {
 	struct decision decision;
 
 	if (is_syn(packet)) {
 		decision = first_segment(packet);
 	} else {
-		switch (tag_of(skb, &packet->flow)) {
+		switch (tag_of(tag, &packet->flow)) {
 		case TAG_LOCAL:
 			return bounce(skb);
 		case TAG_PASS:
@@ -336,14 +333,16 @@ SEC("tcx/egress")
 int capture(struct __sk_buff *skb)
 {
 	struct packet packet = {};
+	struct bpf_sock *sk = sender(skb);
+	struct socket_tag *tag = stored_tag(sk);
 
 	/* First, and uncounted: it is every packet that ztunnel sends. */
-	if (is_from_proxy(skb))
+	if (is_from_proxy(skb, sk, tag))
 		return TC_ACT_UNSPEC;
 
 	switch (parse_any(skb, &packet, capture_dns)) {
 	case SHAPE_TCP:
-		return segment(skb, &packet);
+		return segment(skb, &packet, tag);
 	case SHAPE_UDP:
 		return datagram(skb, &packet);
 	case SHAPE_FRAGMENT:
