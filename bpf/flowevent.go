@@ -19,9 +19,7 @@ func (e *FlowEvent) decode(b []byte) error {
 	if len(b) < int(unsafe.Sizeof(raw)) {
 		return fmt.Errorf("decode flow: %d bytes, want %d", len(b), unsafe.Sizeof(raw))
 	}
-	if _, err := binary.Decode(b, binary.NativeEndian, &raw); err != nil {
-		return fmt.Errorf("decode flow: %w", err)
-	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), unsafe.Sizeof(raw)), b) // has no padding, see flows.bpf.c
 	*e = FlowEvent{
 		Kind: FlowKind(raw.Kind), At: wallClock(raw.At), NetnsCookie: raw.Netns, Socket: raw.Socket,
 		Local:    addrPort(raw.Flow.Src.Word, raw.Flow.Sport),

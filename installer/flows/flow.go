@@ -30,12 +30,11 @@ type Flow struct {
 	Retransmits uint32 `json:"retransmits"`
 	State       string `json:"state"`
 	// Refused says that the connection never opened: it was refused, or nobody answered.
-	Refused bool   `json:"refused,omitempty"`
-	cookie  uint64 // of the pod's network namespace
+	Refused bool `json:"refused,omitempty"`
 	// Missed is how many events a slow reader lost before this one.
 	Missed uint64 `json:"missed,omitempty"`
 
-	netns uint64 // cookie
+	cookie uint64 // of the pod's network namespace
 }
 
 // Direction is "outbound" or "inbound".
@@ -51,7 +50,6 @@ func newFlow(e *bpf.FlowEvent, pod owner) Flow {
 		cookie: e.NetnsCookie, Namespace: pod.namespace, Pod: pod.name, UID: pod.uid,
 		Kind: e.Kind.String(), At: e.At, Local: e.Local, Remote: e.Remote, Outbound: e.Outbound, Path: e.Path.String(),
 		Sent: e.Sent, Received: e.Received, RTTMicro: e.RTT.Microseconds(), Retransmits: e.Retransmits, State: e.State,
-		netns: e.NetnsCookie,
 	}
 }
 

@@ -9,6 +9,35 @@ type figures struct {
 	opened, refused, retransmits *prometheus.CounterVec
 	bytes                        *prometheus.CounterVec
 	rtt                          *prometheus.HistogramVec
+
+	series map[seriesKey]*series
+}
+
+type seriesKey struct {
+	path     string
+	outbound bool
+}
+
+// series are the figures of one path and direction, looked up once: finding each by its labels took most of an event's
+// time.
+type series struct {
+	opened, refused, retransmits, sent, received prometheus.Counter
+	rtt                                          prometheus.Observer
+}
+
+func (f *figures) of(flow *Flow) *series {
+	key := seriesKey{flow.Path, flow.Outbound}
+	s := f.series[key]
+	if s == nil {
+		path, direction := flow.Path, flow.Direction()
+		s = &series{
+			opened: f.opened.WithLabelValues(path, direction), refused: f.refused.WithLabelValues(path, direction),
+			retransmits: f.retransmits.WithLabelValues(path, direction), rtt: f.rtt.WithLabelValues(path, direction),
+			sent: f.bytes.WithLabelValues(path, direction, "sent"), received: f.bytes.WithLabelValues(path, direction, "received"),
+		}
+		f.series[key] = s
+	}
+	return s
 }
 
 func newFigures() figures {
@@ -17,6 +46,7 @@ func newFigures() figures {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	return figures{
+		series:      map[seriesKey]*series{},
 		opened:      counter("sluice_flows_opened_total", "Connections of enrolled pods that opened, by the way they go.", labels...),
 		refused:     counter("sluice_flows_refused_total", "Connections of enrolled pods that never opened.", labels...),
 		retransmits: counter("sluice_flow_retransmits_total", "Segments sent again, as apps' sockets count them.", labels...),
@@ -30,27 +60,29 @@ func newFigures() figures {
 
 // count adds what is new in now compared with old, the last known of the same connection.
 func (f *figures) count(old, now *Flow) {
+	series := f.of(now)
+	var before Flow
 	switch {
 	case old != nil:
+		before = *old
 	case now.Refused:
-		f.refused.WithLabelValues(now.Path, now.Direction()).Inc()
+		series.refused.Inc()
 		return
 	case now.Kind == "open":
-		f.opened.WithLabelValues(now.Path, now.Direction()).Inc()
-		old = &Flow{}
+		series.opened.Inc()
 	default: // open before we looked: what it did so far is not new
 		return
 	}
-	add := func(c *prometheus.CounterVec, before, after uint64, labels ...string) {
+	add := func(c prometheus.Counter, before, after uint64) {
 		if after > before {
-			c.WithLabelValues(labels...).Add(float64(after - before))
+			c.Add(float64(after - before))
 		}
 	}
-	add(f.bytes, old.Sent, now.Sent, now.Path, now.Direction(), "sent")
-	add(f.bytes, old.Received, now.Received, now.Path, now.Direction(), "received")
-	add(f.retransmits, uint64(old.Retransmits), uint64(now.Retransmits), now.Path, now.Direction())
+	add(series.sent, before.Sent, now.Sent)
+	add(series.received, before.Received, now.Received)
+	add(series.retransmits, uint64(before.Retransmits), uint64(now.Retransmits))
 	if now.Kind == "close" && now.RTTMicro > 0 {
-		f.rtt.WithLabelValues(now.Path, now.Direction()).Observe(float64(now.RTTMicro) / 1e6)
+		series.rtt.Observe(float64(now.RTTMicro) / 1e6)
 	}
 }
 

@@ -98,7 +98,11 @@ func (t *Table) take(e *bpf.FlowEvent) {
 		if old == nil && len(t.open) >= maxOpen {
 			t.forgetSilent()
 		}
-		t.open[e.Socket] = &f
+		if old == nil {
+			old = new(Flow)
+			t.open[e.Socket] = old
+		}
+		*old = f
 	}
 	for s := range t.subs {
 		s.offer(f)
@@ -126,7 +130,7 @@ func (t *Table) ownerOf(cookie uint64) owner {
 		}
 	}
 	for socket, f := range t.open {
-		if _, ok := live[f.netns]; !ok && f.netns != cookie {
+		if _, ok := live[f.cookie]; !ok && f.cookie != cookie {
 			delete(t.open, socket) // its namespace ended with it, and may not have told
 		}
 	}
