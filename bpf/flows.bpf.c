@@ -71,7 +71,8 @@ struct flow_state {
 	__u8 opened;
 	__u8 path;
 	__u8 fin_received;
-	__u32 unused; /* no padding */
+	__u8 closed;
+	__u8 unused[3]; /* no padding */
 };
 
 struct {
@@ -97,9 +98,12 @@ static __always_inline enum tag tag_of(struct bpf_sock *sk)
 	return tag ? tag->tag : TAG_NONE;
 }
 
+/* NULL if the connection of sk is not followed, or over. */
 static __always_inline struct flow_state *state_of(struct bpf_sock *sk)
 {
-	return bpf_sk_storage_get(&flow_states, sk, NULL, 0);
+	struct flow_state *state = bpf_sk_storage_get(&flow_states, sk, NULL, 0);
+
+	return state && !state->closed ? state : NULL;
 }
 
 /* Begins to follow a connection. NULL if it is not an app's in an enrolled pod, or there is no memory. */
@@ -238,7 +242,8 @@ static __always_inline void changed(struct bpf_sock_ops *ctx, struct bpf_sock *s
 		break;
 	case BPF_TCP_CLOSE:
 		tell(ctx, sk, state, FLOW_CLOSE, before);
-		bpf_sk_storage_delete(&flow_states, sk);
+		/* It goes with the socket. To take it away now would cost a grace period of tasks for each connection. */
+		state->closed = true;
 		break;
 	}
 }

@@ -12,8 +12,10 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-mesh/sluice/internal/testutil"
 )
@@ -99,6 +101,64 @@ func TestRefusedConnectionsAreToldOf(t *testing.T) {
 		}
 		return fmt.Errorf("got %+v", log.events)
 	})
+}
+
+// TestSocketUsedAgain: each connection of a socket is told of once, and nothing of what it is used for afterwards.
+func TestSocketUsedAgain(t *testing.T) {
+	w := newWorld(t)
+	pod, stranger := w.enrol(t, w.host.Pod(t, "pod")), w.host.Pod(t, "stranger")
+	w.mesh(t)
+	w.attachHost(t, HostConfig{Flows: true})
+	log := w.watchFlows(t)
+	open, last := stranger.Listen(t, "tcp", netip.AddrPortFrom(stranger.Addr4, 0).String()), uint16(1)
+	port := addrPortOf(open.Addr()).Port()
+	pod.MustDo(t, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		to := func(port uint16) error {
+			return unix.Connect(fd, &unix.SockaddrInet4{Addr: stranger.Addr4.As4(), Port: int(port)})
+		}
+		if err := to(last); !errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("connect to a port of nobody: got %w", err)
+		}
+		for range 2 {
+			if err := errors.Join(to(port), disconnect(fd)); err != nil {
+				return err
+			}
+		}
+		if err := errors.Join(unix.Listen(fd, 1), disconnect(fd)); err != nil {
+			return err
+		}
+		if err := to(last); !errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("connect to a port of nobody: got %w", err)
+		}
+		return unix.Close(fd)
+	})
+	want := fmt.Sprintf("[close %d open %d close %d open %d close %d close %d]", last, port, port, port, port, last)
+	testutil.Eventually(t, 3*time.Second, func() error {
+		log.mu.Lock()
+		defer log.mu.Unlock()
+		got := []string{}
+		for _, e := range log.events {
+			got = append(got, fmt.Sprintf("%v %d", e.Kind, e.Remote.Port()))
+		}
+		if fmt.Sprint(got) != want {
+			return fmt.Errorf("got %v, want %s", got, want)
+		}
+		return nil
+	})
+}
+
+// disconnect has a socket as new; a listener's stops listening.
+func disconnect(fd int) error {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+	if errno != 0 {
+		return fmt.Errorf("disconnect: %w", errno)
+	}
+	return nil
 }
 
 // TestFlowsInUseAreToldOf: whichever side sends, and with counters beyond 32 bits nobody waits for here.
