@@ -92,6 +92,25 @@ func TestWhyByZtunnel(t *testing.T) {
 	}
 }
 
+func TestWhyTellsWhereItGoes(t *testing.T) {
+	for _, tt := range []struct {
+		route explained
+		want  string
+	}{
+		{explained{Verdict: "mtls", Workload: "istio-system/east-west", Gateway: "istio-system/east-west", Allowed: true}, "through the gateway istio-system/east-west"},
+		{explained{Verdict: "mtls", Workload: "shop/pay", Hostname: "pay.example.com", Allowed: true}, "shop/pay answers at pay.example.com"},
+		{explained{Verdict: "plaintext", Workload: "shop/pay", Hostname: "pay.example.com", Allowed: true}, "shop/pay answers at pay.example.com"},
+		{explained{Verdict: "refused-no-healthy-upstream", Hostname: "pay.example.com"}, "refused"},
+	} {
+		w := &inquiry{would: &explanation{Routes: []explained{tt.route}}}
+		w.Encrypted = "yes"
+		w.refusal()
+		if steps := strings.Join(w.Steps, "\n"); !strings.Contains(steps, tt.want) || tt.want == "refused" && strings.Contains(steps, "answers") {
+			t.Errorf("%+v: got steps\n%s\nwant %q", tt.route, steps, tt.want)
+		}
+	}
+}
+
 func TestWhyTable(t *testing.T) {
 	w := shop()
 	w.Destination = netip.MustParseAddrPort("10.96.0.9:80")

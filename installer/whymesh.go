@@ -25,6 +25,8 @@ type explained struct {
 	Identity string         `json:"identity"`
 	Node     string         `json:"node"`
 	Waypoint string         `json:"waypoint"`
+	Gateway  string         `json:"gateway"`
+	Hostname string         `json:"hostname"`
 	Dial     netip.AddrPort `json:"dial"`
 	Allowed  bool           `json:"allowed"`
 	Policy   string         `json:"policy"`
@@ -86,6 +88,9 @@ func (w *inquiry) refusal() {
 		if r.Verdict == "mtls" && w.Encrypted == "no" {
 			w.end("yes", "mutual TLS (HBONE) to %s", or(r.Identity, r.Workload))
 		}
+		if r.Hostname != "" && !strings.HasPrefix(r.Verdict, "refused") {
+			w.step("%s answers at %s, which ztunnel resolves for each connection", r.Workload, r.Hostname)
+		}
 		switch {
 		case strings.HasPrefix(r.Verdict, "refused"):
 			w.refusedBy(fmt.Sprintf("by this node's ztunnel, %s: %s", r.Verdict, r.Error))
@@ -93,6 +98,8 @@ func (w *inquiry) refusal() {
 			if w.Encrypted != "depends" {
 				w.end("no", "ztunnel would carry it as %q: %s", r.Verdict, inClear(r.Verdict))
 			}
+		case r.Gateway != "":
+			w.step("it leaves this network through the gateway %s, in mutual TLS with it and, inside, with the pod that answers, which asks policies of its own", r.Gateway)
 		case !r.Allowed:
 			// Still "encrypted: yes": the question whether is asked in mutual TLS.
 			w.Refused = fmt.Sprintf("by the ztunnel of %s: %s", r.Workload, r.Reason)
