@@ -215,18 +215,12 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 		c.Fatal(err)
 	}
 	testutil.Eventually(c, patience, func() error {
-		if _, there, _ := again.pods.GetStore().GetByKey("shop/fresh"); there {
-			return errors.New("the deleted pod is in the cache")
-		}
-		return nil
+		return again.isDeleted("shop/fresh")
 	})
 	c.wantEnrolled(again, "shop", "fresh", true)
 	c.endNamespace("shop")
 	testutil.Eventually(c, patience, func() error {
-		if _, there, _ := again.spaces.GetStore().GetByKey("shop"); there {
-			return errors.New("the deleted namespace is in the cache")
-		}
-		return nil
+		return again.isDeleted("shop")
 	})
 	again.forgetDeleted(time.Now().Add(-keepDeleted))
 	again.Publish()
@@ -237,6 +231,16 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 	if s.Pods[controlplane.Name{Namespace: "shop", Name: "fresh"}] != nil || s.Namespaces["shop"] != nil {
 		c.Error("a pod that was deleted long ago is still known, or its namespace")
 	}
+}
+
+// isDeleted returns an error until n was told that the object is gone, which is later than its cache.
+func (n *Node) isDeleted(key string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.deleted[key]; !ok {
+		return fmt.Errorf("%s is not gone yet", key)
+	}
+	return nil
 }
 
 // endNamespace deletes one, and does what a controller would at the end of that.

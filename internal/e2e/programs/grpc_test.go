@@ -51,7 +51,8 @@ func TestGRPC(t *testing.T) {
 	t.Parallel()
 	p := enter(t)
 	server := grpc.NewServer(grpc.UnknownServiceHandler(echoMessages))
-	go func() { _ = server.Serve(p.listen(grpcPort)) }()
+	listener := p.listen(grpcPort)
+	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	p.overBoth(grpcPort, 1, func(t *testing.T, to netip.AddrPort) {
 		client, err := grpc.NewClient("passthrough:///"+to.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -115,7 +116,8 @@ func TestWebSocket(t *testing.T) {
 			}
 		}
 	})}
-	go func() { _ = server.Serve(p.listen(websocketPort)) }()
+	listener := p.listen(websocketPort)
+	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
 	p.overBoth(websocketPort, 1, func(t *testing.T, to netip.AddrPort) {
 		raw, err := p.DialTimeout(p.client.NS, to.String(), effect)
