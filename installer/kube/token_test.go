@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -61,8 +62,15 @@ func TestCallersAreHeldBackOneByOne(t *testing.T) {
 			}
 		})
 	}
-	if tokens.callers.admit(calledFrom(t, "fd00:1::2")) {
-		t.Error("another address of the same /64 is another caller")
+}
+
+func TestAddressesOfOneCaller(t *testing.T) {
+	of := func(address string) netip.Prefix { return callerOf(calledFrom(t, address)) }
+	if of("fd00:1::1") != of("fd00:1::2") || of("10.0.0.1") != of("::ffff:10.0.0.1") {
+		t.Error("addresses of the same /64, or the same in two forms, are two callers")
+	}
+	if of("10.0.0.1") == of("10.0.0.2") || of("fd00:1::1") == of("fd00:1:0:1::1") {
+		t.Error("two callers are taken for one")
 	}
 }
 
