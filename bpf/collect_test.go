@@ -28,7 +28,7 @@ func TestSeveredPodsAreCollected(t *testing.T) {
 		t.Errorf("Collect: got %v, %v, want none", removed, err)
 	}
 	gone.Delete(t)
-	testutil.Eventually(t, 5*time.Second, func() error { // namespaces die in the background
+	testutil.Eventually(t, 20*time.Second, func() error { // namespaces die in the background
 		removed, err := w.Collect(nil)
 		if err == nil && !slices.Equal(removed, []string{gone.Name}) {
 			err = fmt.Errorf("removed: got %v, want %s", removed, gone.Name)
@@ -72,7 +72,7 @@ func TestPodsOfAnotherBootAreCollectedAndUnreadableOnesAreNot(t *testing.T) {
 	}
 	// Its namespace is another matter: with that gone the kernel says that there is nothing to keep.
 	broken.Delete(t)
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		_, err := w.Collect(nil)
 		return err
 	})
@@ -121,7 +121,7 @@ func TestCollectTakesOnlyWhatIsKnownToBeGarbage(t *testing.T) {
 					t.Errorf("DetachPod: got %v, want it to say what is missing", err)
 				}
 				pod.Delete(t)
-				testutil.Eventually(t, 5*time.Second, func() error { return w.DetachPod(pod.Name) })
+				testutil.Eventually(t, 20*time.Second, func() error { return w.DetachPod(pod.Name) })
 			}
 			if err := w.DetachPod(pod.Name); err != nil {
 				t.Errorf("DetachPod, which is told to: %v", err)

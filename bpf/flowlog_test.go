@@ -73,7 +73,7 @@ func (l *flowLog) of(local, remote netip.AddrPort) (events []FlowEvent) {
 func (l *flowLog) wantClosed(t *testing.T, local, remote netip.AddrPort, want FlowEvent) {
 	t.Helper()
 	var all []FlowEvent
-	testutil.Eventually(t, 3*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if all = l.of(local, remote); len(all) < 2 || all[len(all)-1].Kind != FlowClose {
 			return fmt.Errorf("%v -> %v: got %+v, want it opened and closed", local, remote, all)
 		}

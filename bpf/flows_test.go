@@ -58,7 +58,7 @@ func TestFlowsOfEveryPath(t *testing.T) {
 		// ztunnel takes a port of its own.
 		app := netip.AddrPortFrom(pod.Addr(family), 80)
 		exchange(t, stranger.NS, app, n, true)
-		testutil.Eventually(t, 3*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			log.mu.Lock()
 			defer log.mu.Unlock()
 			for _, e := range log.events {
@@ -91,7 +91,7 @@ func TestRefusedConnectionsAreToldOf(t *testing.T) {
 	if _, err := pod.AskFrom(addr); err == nil {
 		t.Fatal("connected")
 	}
-	testutil.Eventually(t, 2*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		log.mu.Lock()
 		defer log.mu.Unlock()
 		for _, e := range log.events {
@@ -137,7 +137,7 @@ func TestSocketUsedAgain(t *testing.T) {
 		return unix.Close(fd)
 	})
 	want := fmt.Sprintf("[close %d open %d close %d open %d close %d close %d]", last, port, port, port, port, last)
-	testutil.Eventually(t, 3*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		log.mu.Lock()
 		defer log.mu.Unlock()
 		got := []string{}
@@ -188,7 +188,7 @@ func TestFlowsInUseAreToldOf(t *testing.T) {
 			var done sync.WaitGroup
 			done.Go(func() { _, _ = io.Copy(io.Discard, to) })
 			local, remote := addrPortOf(conn.LocalAddr()), addrPortOf(conn.RemoteAddr())
-			testutil.Eventually(t, 5*time.Second, func() error {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				if _, err := from.Write(make([]byte, 64<<10)); err != nil {
 					return err
 				}

@@ -215,7 +215,7 @@ func TestOtherOwnersProgramsAreCalled(t *testing.T) {
 	pod.Echo(t, "app", addr.String())
 	wantAnswer(t, w.host.NS, addr, "app", netip.Addr{})
 	for want, m := range map[uint32]*ebpf.Map{flagRetransCB | flagStateCB: before, flagRTTCB | flagStateCB: after} {
-		testutil.Eventually(t, 2*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			var flags uint32
 			if err := m.Lookup(uint32(0), &flags); err != nil {
 				return err

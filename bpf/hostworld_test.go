@@ -84,7 +84,7 @@ func mustCgroup(t *testing.T) string {
 // removeCgroup waits for the processes in it to be gone.
 func removeCgroup(t *testing.T, path string) {
 	t.Helper()
-	testutil.Eventually(t, 2*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

@@ -89,7 +89,7 @@ func TestProbeFollowsKubelet(t *testing.T) {
 // wantMoved waits until the status has noticed where kubelet is now.
 func (w *world) wantMoved(t *testing.T, cgroup string) {
 	t.Helper()
-	testutil.Eventually(t, 2*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if s := w.hostStatus(t).Probe; !strings.Contains(s.Problem, fmt.Sprintf("kubelet is in cgroup %q now", cgroup)) {
 			return fmt.Errorf("got %+v, want it to name %q", s, cgroup)
 		}

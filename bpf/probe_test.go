@@ -92,7 +92,7 @@ func testForwarded(t *testing.T, mode, family string) {
 		t.Fatal(err)
 	}
 	if mode == HookCgroup {
-		testutil.Eventually(t, 2*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			if n := w.probes(t); n != 0 {
 				return fmt.Errorf("%d probes are remembered after they closed", n)
 			}
@@ -245,7 +245,7 @@ func TestRepeatedSYNIsAProbe(t *testing.T) {
 		answer <- fmt.Sprint(got.Name, err)
 	}()
 	var flow captureFlow
-	testutil.Eventually(t, time.Second, func() error { return w.maps.ProbeFlows.NextKey(nil, &flow) })
+	testutil.Eventually(t, 20*time.Second, func() error { return w.maps.ProbeFlows.NextKey(nil, &flow) })
 	mustPut(t, w.maps.ProbeFlows, flow, ago(t, uint64(time.Hour)))
 	pod.Run(t, "nft", "delete", "table", "ip", "f")
 	if got, want := <-answer, fmt.Sprint("app", nil); got != want {

@@ -118,8 +118,8 @@ func TestGuardStopsWhatBypassesCapture(t *testing.T) {
 			return nil
 		}
 		// Without guard such a packet does leave the node, so this test can fail; and port 15008 is open with it.
-		testutil.Eventually(t, 2*time.Second, func() error { return wantSYN(unguarded, 80, true) })
-		testutil.Eventually(t, 2*time.Second, func() error { return wantSYN(guarded, HBONEPort, true) })
+		testutil.Eventually(t, 20*time.Second, func() error { return wantSYN(unguarded, 80, true) })
+		testutil.Eventually(t, 20*time.Second, func() error { return wantSYN(guarded, HBONEPort, true) })
 		if err := wantSYN(guarded, 80, false); err != nil {
 			t.Error(err)
 		}
@@ -145,7 +145,7 @@ func TestGuardStopsWhatHidesBehindVLANTags(t *testing.T) {
 				f := frame{src: netip.AddrPortFrom(pod.Addr(family), port), dst: dst, flags: flagSYN}
 				newRawSocket(t, w.host, pod.Pod, true).send(t, f, tags...)
 			}
-			testutil.Eventually(t, 2*time.Second, func() error {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				if src := netip.AddrPortFrom(unguarded.Addr(family), port); !wire.saw(src, dst) {
 					return fmt.Errorf("%#x: %v is not on the wire: the test cannot fail", tags, src)
 				}

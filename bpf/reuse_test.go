@@ -47,7 +47,7 @@ func TestPortsMayBeUsedAgain(t *testing.T) {
 					t.Errorf("%s, round %d: got %q, %v", tt.role, round, got.Name, err)
 				}
 				beHungUp(t, conn)
-				testutil.Eventually(t, time.Second, func() error { return inTimeWait(tt.waits.NS, tt.to, from) })
+				testutil.Eventually(t, 20*time.Second, func() error { return inTimeWait(tt.waits.NS, tt.to, from) })
 			}
 		}
 	})

@@ -98,7 +98,7 @@ func (w *world) enrol(t *testing.T, pod *testutil.Pod, edit ...func(*PodConfig))
 // wantVerdict waits until the pod has counted a verdict at least n times.
 func (e *enrolled) wantVerdict(t *testing.T, v Verdict, n uint64) {
 	t.Helper()
-	testutil.Eventually(t, 2*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		got, err := e.bpf.Verdicts()
 		if err == nil && got[v] < n {
 			err = fmt.Errorf("%v: got %d, want at least %d; all: %v", v, got[v], n, got)

@@ -152,7 +152,7 @@ func TestGuardStopsWhatXDPSocketsSend(t *testing.T) {
 		src := send(t, guarded, family)
 		guarded.wantVerdict(t, VerdictDropLeak, before+1)
 		free := send(t, unguarded, family)
-		testutil.Eventually(t, 2*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			if !wire.saw(free, dst) {
 				return fmt.Errorf("%v is not on the wire: the test cannot fail", free)
 			}

@@ -148,7 +148,7 @@ func TestDestinationsAreReadAgainAfterAnError(t *testing.T) {
 	set.fail = errors.New("map is full")
 	store := discovery.NewStore()
 	go d.run(t.Context(), store.Subscribe())
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		set.mu.Lock()
 		defer set.mu.Unlock()
 		if slices.Contains(set.events, "complete") {
@@ -158,7 +158,7 @@ func TestDestinationsAreReadAgainAfterAnError(t *testing.T) {
 		set.addrs[netip.MustParseAddr("10.0.0.9")] = true
 		return nil
 	})
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		set.mu.Lock()
 		defer set.mu.Unlock()
 		if !slices.Contains(set.events, "complete") || !maps.Equal(set.addrs, map[netip.Addr]bool{netip.MustParseAddr("10.0.0.1"): true}) {
@@ -173,14 +173,14 @@ func TestDestinationsConvergeWithAnotherWriter(t *testing.T) {
 	d, set := newDestinations(t, &want)
 	d.audit = time.Millisecond
 	go d.run(t.Context(), discovery.NewStore().Subscribe())
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if list, _ := set.List(); len(list) != 1 {
 			return errors.New("not there yet")
 		}
 		return nil
 	})
 	_ = set.Remove(addrs("10.0.0.1")...) // a draining ztunnel that was late
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if list, _ := set.List(); len(list) != 1 {
 			return errors.New("not back yet")
 		}
@@ -225,7 +225,7 @@ func TestDestinationsLookForASuccessor(t *testing.T) {
 			d.open = func() (captureSet, error) { return next, nil }
 			set(d, old)
 			go d.run(t.Context(), discovery.NewStore().Subscribe())
-			testutil.Eventually(t, 5*time.Second, func() error {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				old.mu.Lock()
 				defer old.mu.Unlock()
 				if !old.asked {
@@ -234,7 +234,7 @@ func TestDestinationsLookForASuccessor(t *testing.T) {
 				old.fail, old.stale = nil, true
 				return nil
 			})
-			testutil.Eventually(t, 5*time.Second, func() error {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				if list, _ := next.List(); len(list) != 1 {
 					return errors.New("not filled yet")
 				}

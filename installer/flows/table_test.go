@@ -181,7 +181,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- tb.Run(ctx, src) }()
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if len(tb.Snapshot()) == 0 {
 			return errors.New("the event was not taken")
 		}

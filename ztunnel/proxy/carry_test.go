@@ -38,7 +38,7 @@ func TestCapturedToCapturedIsMTLSAndShowsTheClientsAddress(t *testing.T) {
 	t.Logf("%s\n%s", out, in)
 	for _, reporter := range []string{"source", "destination"} {
 		labels := []string{`reporter="` + reporter + `"`, `connection_security_policy="mutual_tls"`, `destination_workload="server"`, `source_principal=` + clientID}
-		testutil.Eventually(t, 5*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			if opened, closed := w.proxy.metric("istio_tcp_connections_opened_total", labels...), w.proxy.metric("istio_tcp_connections_closed_total", labels...); opened != 2 || closed != 2 {
 				return fmt.Errorf("%s: opened %v, closed %v, want 2 and 2", reporter, opened, closed)
 			}
@@ -206,7 +206,7 @@ func TestFirstPacketWaitsForTheWorkload(t *testing.T) {
 		_, err := w.client.AskFrom(echo.Addr)
 		asked <- err
 	}()
-	testutil.Eventually(t, 3*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if len(w.proxy.live.all()) == 0 {
 			return errors.New("no connection yet")
 		}
@@ -223,7 +223,7 @@ func TestBytesAreCountedWhileTheyFlow(t *testing.T) {
 	echo := w.server.Echo(t, "server", netip.AddrPortFrom(w.server.Addr4, 8080).String())
 	for name, from := range map[string]*testutil.Pod{"mutual_tls": w.client.Pod, "unknown": w.legacy} {
 		conn := w.open(from, echo.Addr)
-		testutil.Eventually(t, 5*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			if err := testutil.Ping(conn); err != nil {
 				return err
 			}

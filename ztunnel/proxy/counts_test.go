@@ -39,7 +39,7 @@ func TestEachConnectionIsCountedOnce(t *testing.T) {
 			"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 1, "istio_tcp_connections_failed_total": 0,
 			"istio_tcp_received_bytes_total": request, "istio_tcp_sent_bytes_total": answer, "istio_tcp_sockets_open": 0,
 		} {
-			testutil.Eventually(t, 5*time.Second, func() error {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				if got := w.proxy.metric(name, reporter); got != want {
 					return fmt.Errorf("%s{%s}: got %v, want %v", name, reporter, got, want)
 				}

@@ -135,7 +135,7 @@ func TestHiddenAddressIsRefused(t *testing.T) {
 	w.client.Run(t, "ip", "addr", "add", hidden6.String()+"/128", "dev", "lo", "nodad")
 	for _, addr := range []netip.Addr{hidden4, hidden6} {
 		for _, port := range []uint16{15001, 15006, 15008} {
-			testutil.Eventually(t, 5*time.Second, func() error { // The kernel adds the route to an address a little later.
+			testutil.Eventually(t, 20*time.Second, func() error { // The kernel adds the route to an address a little later.
 				if err := w.mustFail(w.client.Pod, netip.AddrPortFrom(addr, port)); !errors.Is(err, syscall.ECONNRESET) {
 					return fmt.Errorf("%s port %d: got %w, want a reset", addr, port, err)
 				}
@@ -143,7 +143,7 @@ func TestHiddenAddressIsRefused(t *testing.T) {
 			})
 		}
 	}
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if got := len(w.proxy.log.lines(`verdict="refused-hidden-address"`)); got != 6 {
 			return fmt.Errorf("refusals in the log: got %d, want 6", got)
 		}

@@ -69,7 +69,7 @@ func runOut(t *testing.T) {
 	// None is left to accept with, then none to make a socket with, then none to copy it for the poller with.
 	next := 0
 	for _, reason := range []string{"accept4", "socket", "fcntl"} {
-		testutil.Eventually(t, 5*time.Second, func() error {
+		testutil.Eventually(t, 20*time.Second, func() error {
 			if next == len(clients) {
 				t.Fatalf("no line of %s in the access log:\n%s", reason, w.proxy.log.lines())
 			}

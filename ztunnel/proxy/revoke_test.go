@@ -144,10 +144,10 @@ func TestRevocationCutsIdleConnections(t *testing.T) {
 		}
 		return nil
 	}
-	testutil.Eventually(t, 5*time.Second, func() error { return idle(0, 1) })
+	testutil.Eventually(t, 20*time.Second, func() error { return idle(0, 1) })
 	r.revoke(r.client, r.server)
 	r.reload()
-	testutil.Eventually(t, 5*time.Second, func() error { return idle(0, 0) })
+	testutil.Eventually(t, 20*time.Second, func() error { return idle(0, 0) })
 }
 
 // TestRevocationDuringTheHandshakeIsNotMissed: a connection that is in nobody's list yet when the lists change is refused

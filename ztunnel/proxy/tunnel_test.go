@@ -151,7 +151,7 @@ func TestApplicationTunnelWithoutApplicationIs503(t *testing.T) {
 	w.republish(w.server, func(c *discovery.Workload) { c.AppTunnel = &discovery.Tunnel{Proxy: true, Port: 15088} })
 	_ = w.mustFail(w.client.Pod, netip.AddrPortFrom(w.server.Addr4, 80))
 	w.wantLine(`direction="inbound"`, `verdict="refused-connect"`, "127.0.0.1:15088")
-	testutil.Eventually(t, 5*time.Second, func() error {
+	testutil.Eventually(t, 20*time.Second, func() error {
 		if n := w.proxy.metric("sluice_connection_verdicts_total", `verdict="refused-by-peer"`); n != 1 {
 			return errors.New("the client was not told")
 		}
