@@ -23,11 +23,16 @@ func (n *Node) Pods() ([]PodInfo, error) {
 		errs []error
 	)
 	for _, id := range ids {
-		info, err := readInfoPin(filepath.Join(n.root, podsDir, id, infoMap))
+		var info PodInfo
+		dir := filepath.Join(n.root, podsDir, id)
+		err := steady(dir, func() (err error) {
+			info, err = readInfoPin(filepath.Join(dir, infoMap))
+			return err
+		})
 		switch {
 		case err == nil:
 			pods = append(pods, info)
-		case errors.Is(err, os.ErrNotExist) && !n.hasTrace(id): // detached since we listed it
+		case errors.Is(err, ErrNotAttached): // detached since we listed it
 		default:
 			errs = append(errs, fmt.Errorf("pod %q: %w", id, err))
 		}

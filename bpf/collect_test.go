@@ -79,6 +79,46 @@ func TestPodsOfAnotherBootAreCollectedAndUnreadableOnesAreNot(t *testing.T) {
 	w.wantNoPins(t)
 }
 
+// TestPodsAreReadWhileTheyComeAndGo: one that goes meanwhile is gone, and nothing that cannot be read.
+func TestPodsAreReadWhileTheyComeAndGo(t *testing.T) {
+	w := newWorld(t)
+	stays, goes := w.host.Pod(t, "stays"), w.host.Pod(t, "goes")
+	w.attach(t, stays)
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			pods, err := w.Pods()
+			if err != nil || !slices.ContainsFunc(pods, func(i PodInfo) bool { return i.ID == stays.Name }) {
+				done <- fmt.Errorf("Pods: %v, %w", pods, err)
+				return
+			}
+			p, err := w.Pod(goes.Name)
+			if err == nil {
+				_ = p.Close()
+			} else if !errors.Is(err, ErrNotAttached) {
+				done <- fmt.Errorf("Pod: %w", err)
+				return
+			}
+		}
+	}()
+	for range 10 {
+		_ = w.attach(t, goes).Close()
+		if err := w.DetachPod(goes.Name); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCollectTakesOnlyWhatIsKnownToBeGarbage: each of these pods still captures.
 func TestCollectTakesOnlyWhatIsKnownToBeGarbage(t *testing.T) {
 	for name, tt := range map[string]struct {

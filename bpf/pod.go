@@ -38,20 +38,56 @@ func (n *Node) Pod(id string) (*Pod, error) {
 }
 
 func (n *Node) openPod(dir string) (*Pod, error) {
-	id := filepath.Base(dir)
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("pod %q: %w", id, ErrNotAttached)
+	var p *Pod
+	err := steady(dir, func() (err error) {
+		if p != nil {
+			_ = p.Close()
+		}
+		p, err = n.openFolder(dir)
+		return err
+	})
+	if err != nil {
+		if p != nil {
+			_ = p.Close()
+		}
+		return nil, fmt.Errorf("pod %q: %w", filepath.Base(dir), err)
 	}
+	return p, nil
+}
+
+func (n *Node) openFolder(dir string) (*Pod, error) {
 	maps, err := openPodMaps(dir)
 	if err != nil {
-		return nil, fmt.Errorf("pod %q: %w", id, err)
+		return nil, err
 	}
 	info, err := readInfo(maps.Info)
 	if err != nil {
 		_ = maps.Close()
-		return nil, fmt.Errorf("pod %q: %w", id, err)
+		return nil, err
 	}
 	return &Pod{node: n, dir: dir, info: info, maps: maps}, nil
+}
+
+// steady has a pod's folder read, and again if another took its place meanwhile: it comes and goes as a whole. If there is
+// none, or no longer, the error is [ErrNotAttached].
+func steady(dir string, read func() error) error {
+	for {
+		before, err := os.Stat(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			return ErrNotAttached
+		}
+		if err != nil {
+			return err
+		}
+		err = read()
+		after, gone := os.Stat(dir)
+		switch {
+		case gone == nil && os.SameFile(before, after):
+			return err
+		case gone != nil && !errors.Is(gone, os.ErrNotExist):
+			return gone
+		}
+	}
 }
 
 // Info returns what was recorded when the pod was attached.
