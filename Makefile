@@ -140,7 +140,7 @@ demo-down: build/bin/demo ## remove what demo-up left and check that nothing sta
 
 bench: build build/bin/bench ## measure against haproxy, nginx and no mesh, and the parts alone; writes docs/BENCHMARKS.md; about 25 minutes
 	@internal/tools/packages.sh bench
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./ztunnel/... | tee build/gobench.txt
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./bpf/... ./installer/flows ./ztunnel/... | tee build/gobench.txt
 	build/bin/bench -build build -gobench build/gobench.txt -o docs/BENCHMARKS.md
 
 image: $(addprefix build/image/linux-,$(ARCHS)) ## OCI archives of agent (with plugin) and ztunnel for all ARCHS, in build/image
