@@ -81,22 +81,25 @@ func watchMembers(t *testing.T, c *cluster.Cluster, members []netip.Addr, f func
 // wantLogged waits for a line with all of parts in the log of a node's ztunnel, which is in a namespace of the mesh's own.
 func wantLogged(t *testing.T, c *cluster.Cluster, mesh, node string, parts ...string) {
 	t.Helper()
+	testutil.Eventually(t, effect, func() error { return isLogged(t, c, mesh, node, parts...) })
+}
+
+func isLogged(t *testing.T, c *cluster.Cluster, mesh, node string, parts ...string) error {
+	t.Helper()
 	pods := c.Pods(t, mesh, "app=ztunnel")[node]
 	if len(pods) != 1 {
 		t.Fatalf("%d ztunnels on %s", len(pods), node)
 	}
-	testutil.Eventually(t, effect, func() error {
-		log, err := c.TryKubectl("logs", "--namespace="+mesh, pods[0].Name, "--tail=200")
-		if err != nil {
-			return err
+	log, err := c.TryKubectl("logs", "--namespace="+mesh, pods[0].Name, "--tail=200")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(log) {
+		if hasAll(line, parts) {
+			return nil
 		}
-		for line := range strings.Lines(log) {
-			if hasAll(line, parts) {
-				return nil
-			}
-		}
-		return fmt.Errorf("no line with %q in the log of %s:\n%s", parts, pods[0].Name, log)
-	})
+	}
+	return fmt.Errorf("no line with %q in the log of %s:\n%s", parts, pods[0].Name, log)
 }
 
 func hasAll(line string, parts []string) bool {

@@ -51,8 +51,12 @@ func TestUninstallLeavesNothing(t *testing.T) {
 			c.Rollout(t, system, what)
 		}
 		testutil.Eventually(t, effect, func() error { return annotated(t, c, ns, "enabled") })
-		testutil.Eventually(t, effect, func() error { _, err := c.Exec(ns, client, "/app", "get", "http://web"); return err })
-		wantLogged(t, c, node.Name, `direction="outbound"`, `src.identity="spiffe://cluster.local/ns/`+ns+`/sa/default"`, `verdict="mtls"`)
+		testutil.Eventually(t, effect, func() error {
+			if _, err := c.Exec(ns, client, "/app", "get", "http://web"); err != nil {
+				return err
+			}
+			return isLogged(t, c, system, node.Name, `direction="outbound"`, `src.identity="spiffe://cluster.local/ns/`+ns+`/sa/default"`, `verdict="mtls"`)
+		})
 		if cmp.Equal(before, stateOf(t, node)) {
 			t.Fatal("the mesh changes nothing: this test sees too little")
 		}
