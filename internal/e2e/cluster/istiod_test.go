@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -152,11 +151,8 @@ func answered(c *cluster.Cluster, from, web string) error {
 // refused is answered's opposite: the connection ends without an answer, for no other reason.
 func refused(c *cluster.Cluster, from, web string) error {
 	err := answered(c, from, web)
-	switch {
-	case err == nil:
+	if err == nil {
 		return fmt.Errorf("a pod of %s is answered", from)
-	case strings.Contains(err.Error(), "EOF"), strings.Contains(err.Error(), "reset"), strings.Contains(err.Error(), "refused"):
-		return nil
 	}
-	return err
+	return asRefusal(err)
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sluice-mesh/sluice/internal/lab/cluster"
 )
 
 // fiveCommands are those of docs/INSTALL.md, as they stand there.
@@ -28,7 +30,8 @@ func fiveCommands(t *testing.T) []string {
 
 // TestNewUser types what docs/INSTALL.md says and nothing else, and wants to see at the end what it promises.
 func TestNewUser(t *testing.T) {
-	c := bare(t)
+	requireE2E(t)
+	c := cluster.Start(t, cluster.Config{Nodes: 1}) // of its own: no other test has installed anything
 	root, err := filepath.Abs("../../..")
 	if err != nil {
 		t.Fatal(err)
@@ -37,9 +40,6 @@ func TestNewUser(t *testing.T) {
 		if t.Failed() {
 			out, _ := c.TryKubectl("describe", "pods", "--namespace=hello")
 			t.Log(out)
-		}
-		if _, err := c.TryKubectl("delete", "--ignore-not-found", "-f", manifests(t, "examples", "hello.yaml")); err != nil {
-			t.Error(err)
 		}
 	})
 	var seen string
