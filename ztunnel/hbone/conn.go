@@ -39,14 +39,15 @@ type connConfig struct {
 // Lock order: writer.qmu, then mu, then Stream.mu.
 type conn struct {
 	connConfig
-	rw    io.ReadWriteCloser // crypto/tls, above wire
-	wire  *wire
-	state tls.ConnectionState
-	w     writer
-	henc  headerEncoder // guarded by w.qmu
-	flow  sendWindow
-	ping  keepalive
-	in    reader
+	rw     io.ReadWriteCloser // crypto/tls, above wire
+	wire   *wire
+	state  tls.ConnectionState
+	w      writer
+	henc   headerEncoder // guarded by w.qmu
+	flow   sendWindow
+	earned atomic.Int64 // small updates that the DATA frames which the peer got have paid for
+	ping   keepalive
+	in     reader
 
 	peerFrame atomic.Int32 // payload of the largest DATA frame to send
 

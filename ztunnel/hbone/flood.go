@@ -20,15 +20,26 @@ const (
 	// the peer did: 1000 in a window are "rapid reset" (CVE-2023-44487) or its mirror.
 	resetCost = 10
 
-	// smallUpdate is a WINDOW_UPDATE that spends: peers gather more than that, and a window that is raised by less each time
-	// does not overflow for very long.
-	smallUpdate = 1 << 10
+	// smallUpdate is a WINDOW_UPDATE that spends, but only a tenth if a DATA frame of ours paid for it: a window that is
+	// raised by less each time does not overflow for very long. Stock peers send such ones when a window is used up and
+	// their application reads a little, which makes us send a little: one for the stream and one for the connection. What
+	// frames have paid for is no more than a flood.
+	smallUpdate     = 1 << 10
+	updatesPerFrame = 2
 )
+
+// earn has a DATA frame that was sent pay for updates.
+func (c *conn) earn() {
+	if c.earned.Load() < floodBudget {
+		c.earned.Add(updatesPerFrame)
+	}
+}
 
 // budget limits frames that make work. It belongs to the read loop.
 type budget struct {
-	spent int
-	since time.Time
+	spent  int
+	since  time.Time
+	tenths int
 }
 
 func (b *budget) spend(n int) error {
@@ -42,6 +53,15 @@ func (b *budget) spend(n int) error {
 	}
 	b.spent, b.since = n, now
 	return nil
+}
+
+// spendTenth spends 1 every tenth time.
+func (b *budget) spendTenth() error {
+	if b.tenths++; b.tenths < 10 {
+		return nil
+	}
+	b.tenths = 0
+	return b.spend(1)
 }
 
 // recentResets remembers the last streams this end reset: frames that were on their way are ignored.

@@ -35,6 +35,20 @@ func readFD(fd uintptr, p []byte) (int, error) {
 	return n, nil
 }
 
+// peekFD reports whether there is data, as readFD does, and leaves it there.
+func peekFD(fd uintptr) (int, error) {
+	var p [1]byte
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+		if errno == 0 {
+			return int(n), nil
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
+	}
+}
+
 // writeFD writes p until all is written or the socket takes no more, which is the error EAGAIN.
 func writeFD(fd uintptr, p []byte) (int, error) {
 	n := 0

@@ -13,7 +13,7 @@ import (
 func TestResetAfterAnyAmountOfData(t *testing.T) {
 	for _, size := range []int{1, maxCall - 1, maxCall, maxCall + 1, 2 * maxCall} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			got, err := readAll(newSource(resetAfter(t, size)))
+			got, err := readAll(newSource(resetAfter(t, size), unbounded()))
 			if got > size || !isReset(err) {
 				t.Errorf("source: got %d bytes and %v, want at most %d and a reset", got, err, size)
 			}
@@ -31,7 +31,7 @@ func TestResetAfterAnyAmountOfData(t *testing.T) {
 
 func readAll(src *source) (n int, err error) {
 	for {
-		b, err := src.read(maxSendFrame)
+		b, err := src.read()
 		if b != nil {
 			n += b.w - frameHeaderLen
 			b.free()
@@ -59,4 +59,13 @@ func TestSinkTakesConnectionsThatAreWrapped(t *testing.T) {
 	if newSink(struct{ *net.TCPConn }{near}).raw == nil {
 		t.Error("a wrapped TCP connection is written the slow way")
 	}
+}
+
+// unbounded is a stream whose windows are as good as open for ever.
+func unbounded() *Stream {
+	s := &Stream{c: new(conn), sendWindow: maxWindow}
+	s.rcond.L, s.wcond.L = &s.mu, &s.mu
+	s.c.flow.init()
+	s.c.flow.add(maxWindow - defaultWindow)
+	return s
 }

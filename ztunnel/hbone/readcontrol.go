@@ -75,7 +75,7 @@ func (r *reader) windowUpdate(h frameHeader) error {
 	}
 	n := int(binary.BigEndian.Uint32(p) & maxWindow)
 	if n < smallUpdate {
-		if err := r.flood.spend(1); err != nil {
+		if err := r.spendUpdate(); err != nil {
 			return err
 		}
 	}
@@ -93,7 +93,7 @@ func (r *reader) windowUpdate(h frameHeader) error {
 		if r.idle(h.stream) {
 			return connErrorf(CodeProtocol, "WINDOW_UPDATE on idle stream %d", h.stream)
 		}
-		return nil
+		return r.flood.spendTenth() // it was on its way when the stream ended
 	}
 	if n == 0 {
 		return r.fault(s, CodeProtocol, "WINDOW_UPDATE of 0")
@@ -102,6 +102,15 @@ func (r *reader) windowUpdate(h frameHeader) error {
 		return r.fault(s, CodeFlowControl, "window overflow")
 	}
 	return nil
+}
+
+// spendUpdate pays for a small update, for which DATA frames may have paid most.
+func (r *reader) spendUpdate() error {
+	if r.c.earned.Load() <= 0 {
+		return r.flood.spend(1)
+	}
+	r.c.earned.Add(-1) // Nobody else takes any.
+	return r.flood.spendTenth()
 }
 
 // fault resets a stream because of what the peer did on it. Too many of them end the connection: making us reset

@@ -10,22 +10,24 @@ import (
 )
 
 // source reads blocks with room for a frame header in front. From a TCP connection it takes a block only once there is
-// something to read; from other readers it reads into one that it keeps meanwhile.
+// something to read and the peer takes it, so that nobody who waits holds one; from other readers it reads into one that it
+// keeps meanwhile.
 type source struct {
 	r   io.Reader
-	raw syscall.RawConn
+	raw syscall.RawConn // nil unless r is a TCP connection: what was read is claimed then
 	try func(fd uintptr) bool
+	to  *Stream
 
-	limit int
-	block *block
-	err   error
+	claimed int // of the windows of to, for what there is to read
+	block   *block
+	err     error
 
 	// ended, if set, says what an end of data is: io.EOF, or an error that looks like one.
 	ended func() error
 }
 
-func newSource(r io.Reader) *source {
-	s := &source{r: r}
+func newSource(r io.Reader, to *Stream) *source {
+	s := &source{r: r, to: to}
 	if tcp, ok := r.(*net.TCPConn); ok {
 		if raw, err := tcp.SyscallConn(); err == nil {
 			s.raw, s.try = raw, s.tryRead
@@ -34,23 +36,51 @@ func newSource(r io.Reader) *source {
 	return s
 }
 
-// read returns a block whose data begins after room for a frame header, at most limit bytes, or nil and an error. The
-// block is the caller's; an error may come with it.
-func (s *source) read(limit int) (*block, error) {
+// read returns a block whose data begins after room for a frame header, or nil and an error. The block is the caller's; an
+// error may come with it. What a TCP connection's block holds was taken of the stream's windows.
+func (s *source) read() (*block, error) {
 	if s.raw == nil {
-		return s.readPlain(min(limit, pageBlock-frameHeaderLen))
+		window, err := s.to.waitWindow()
+		if err != nil {
+			return nil, err
+		}
+		return s.readPlain(min(window, pageBlock-frameHeaderLen))
 	}
-	s.limit, s.block, s.err = limit, nil, nil
-	if err := s.raw.Read(s.try); err != nil {
-		return nil, err
+	for {
+		s.block, s.err = nil, nil
+		err := s.raw.Read(s.try)
+		if s.claimed > 0 { // and not tried
+			s.to.unclaim(s.claimed)
+			s.claimed = 0
+		}
+		if err != nil {
+			return nil, err
+		}
+		if s.block != nil || s.err != nil {
+			return s.block, s.err
+		}
+		// There is something, but a window is closed.
+		if s.claimed, err = s.to.acquire(maxSendFrame); err != nil {
+			return nil, err
+		}
 	}
-	return s.block, s.err
 }
 
-// tryRead makes one attempt; false makes the poller wait for readability and try again.
+// tryRead makes one attempt; false makes the poller wait for readability and try again. If a window is closed it leaves
+// both block and error alone, once there is data.
 func (s *source) tryRead(fd uintptr) bool {
-	b := newBlock(bigBlock)
-	room := b.b[frameHeaderLen : frameHeaderLen+s.limit]
+	claimed := s.claimed
+	s.claimed = 0
+	if claimed == 0 {
+		if claimed, s.err = s.to.claim(maxSendFrame); s.err != nil {
+			return true
+		}
+	}
+	if claimed == 0 {
+		return s.look(fd)
+	}
+	b := newBlock(frameHeaderLen + claimed)
+	room := b.b[frameHeaderLen : frameHeaderLen+claimed]
 	n, err := readFD(fd, room)
 	if n > 0 {
 		if err == nil {
@@ -65,11 +95,24 @@ func (s *source) tryRead(fd uintptr) bool {
 		if err != nil && err != syscall.EAGAIN {
 			s.err = os.NewSyscallError("read", err)
 		}
+		s.to.giveBack(claimed - n)
 		b.w = frameHeaderLen + n
 		s.block = b
 		return true
 	}
+	s.to.unclaim(claimed)
 	b.free()
+	return s.nothing(err)
+}
+
+// look finds out whether there is data, without taking any. An end of it needs no window.
+func (s *source) look(fd uintptr) bool {
+	n, err := peekFD(fd)
+	return n > 0 || s.nothing(err)
+}
+
+// nothing takes what a call without data says. It reports whether that is all there will be.
+func (s *source) nothing(err error) bool {
 	switch err {
 	case syscall.EAGAIN:
 		return false

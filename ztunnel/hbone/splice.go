@@ -82,7 +82,7 @@ func (p *splice) up(sent *atomic.Uint64) error {
 	s := p.s
 	s.wlock.Lock()
 	defer s.wlock.Unlock()
-	src := newSource(p.tcp)
+	src := newSource(p.tcp, s)
 	src.ended = p.ended
 	for {
 		n, err := s.readBlock(src, true)
