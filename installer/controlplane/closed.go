@@ -68,13 +68,18 @@ type judge func(spec policyFields) bool
 // all that may be meant.
 func closedAuthorization(key string, policy policyFields) (closed policyFields, effect string) {
 	closed = maps.Clone(policy)
-	good := func(spec policyFields) bool {
-		closed["spec"] = spec
-		_, mistake := parsePolicy(key, closed)
-		return mistake == nil
+	closed["spec"] = policyFields{}
+	metadata := fieldsOf(policy["metadata"])
+	if _, mistake := parsePolicy(key, closed); mistake != nil { // an annotation
+		closed["metadata"] = withoutAnnotations(metadata)
 	}
-	if !good(policyFields{}) { // an annotation
-		closed["metadata"] = withoutAnnotations(fieldsOf(policy["metadata"]))
+	// A policy may have tens of thousands of parts, each of which is judged: without all that its metadata may hold.
+	part := maps.Clone(policy)
+	part["metadata"] = policyFields{"name": metadata["name"], "namespace": metadata["namespace"]}
+	good := func(spec policyFields) bool {
+		part["spec"] = spec
+		_, mistake := parsePolicy(key, part)
+		return mistake == nil
 	}
 	spec := fieldsOf(policy["spec"])
 	head := maps.Clone(spec)
@@ -120,8 +125,15 @@ func closedRules(spec, head policyFields, good judge) (kept []any) {
 	return kept
 }
 
+// l4Attributes are those of sources and operations that ztunnels match.
+var l4Attributes = map[string]bool{
+	"principals": true, "notPrincipals": true, "namespaces": true, "notNamespaces": true, "serviceAccounts": true,
+	"notServiceAccounts": true, "ipBlocks": true, "notIpBlocks": true, "ports": true, "notPorts": true,
+}
+
 // wider leaves out of a rule what has a mistake: sources and operations attribute by attribute, conditions one by one. A
-// list one of whose alternatives is left with nothing goes altogether, since that one might have been anybody.
+// list one of whose alternatives is left with nothing that is matched goes altogether, since that one might have been
+// anybody.
 func wider(rule policyFields, good judge) policyFields {
 	ruleIsGood := func(r policyFields) bool { return good(policyFields{"action": "DENY", "rules": []any{r}}) }
 	kept := policyFields{}
@@ -131,12 +143,15 @@ func wider(rule policyFields, good judge) policyFields {
 		entries, _ := rule[list].([]any)
 		for _, entry := range entries {
 			attributes := policyFields{}
-			for name, value := range fieldsOf(fieldsOf(entry)[item]) {
+			matched, written := false, fieldsOf(fieldsOf(entry)[item])
+			for name, value := range written {
 				if ruleIsGood(policyFields{list: []any{policyFields{item: policyFields{name: value}}}}) {
 					attributes[name] = value
+					matched = matched || l4Attributes[name]
 				}
 			}
-			open = open || len(attributes) == 0
+			// As it is written, an alternative of L7 attributes alone matches nothing here, and opens nothing.
+			open = open || len(attributes) == 0 || len(attributes) < len(written) && !matched
 			all = append(all, policyFields{item: attributes})
 		}
 		if len(all) > 0 && !open {

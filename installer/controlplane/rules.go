@@ -113,6 +113,12 @@ func (r Rules) MayPick(name string, namespace map[string]string) bool {
 	return ok
 }
 
+// Knows tells whether the namespace is there. One that goes takes no new pods, and another may come by its name.
+func (s *Snapshot) Knows(namespace string) bool {
+	ns := s.Namespaces[namespace]
+	return ns != nil && ns.DeletionTimestamp == nil
+}
+
 // MayEnrol tells whether the namespace's own labels, or any pod that is known in it, put something into the mesh.
 func (s *Snapshot) MayEnrol(namespace string) bool {
 	if ns := s.Namespaces[namespace]; ns != nil && s.Rules.MayPick(namespace, ns.Labels) {
