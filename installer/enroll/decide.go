@@ -97,6 +97,11 @@ func (e *Enroller) meet(sandbox nodeapi.Pod, at namespace, enrolled bool) (*pod,
 		if old.netns == at && old.sandbox.Network != sandbox.Network {
 			p = newPod(old.sandbox, at)
 		}
+		if old.netns == at {
+			e.mu.Lock()
+			p.lastAccount = old.lastAccount
+			e.mu.Unlock()
+		}
 		p.interfaces = all
 		// An ADD that died half-way may have attached what is not wanted any more.
 		detach := old.netns != at || !enrolled && e.phaseOf(old) != known

@@ -3,6 +3,7 @@
 package enroll
 
 import (
+	"cmp"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,16 +80,13 @@ func catalogPod(s *controlplane.Snapshot, sandbox nodeapi.Pod) (m *corev1.Pod, s
 
 // serviceAccount is the pod's, or what it was last known to be.
 func (e *Enroller) serviceAccount(p *pod) string {
-	m, successor := catalogPod(e.cfg.Catalog.Snapshot(), p.sandbox)
+	m, _ := catalogPod(e.cfg.Catalog.Snapshot(), p.sandbox)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !successor || p.lastAccount == "" {
-		p.lastAccount = defaultServiceAccount
-		if m != nil && m.Spec.ServiceAccountName != "" {
-			p.lastAccount = m.Spec.ServiceAccountName
-		}
+	if m != nil {
+		p.lastAccount = cmp.Or(m.Spec.ServiceAccountName, defaultServiceAccount)
 	}
-	return p.lastAccount
+	return cmp.Or(p.lastAccount, defaultServiceAccount)
 }
 
 // manifest is the pod as the control planes are to publish it.

@@ -68,7 +68,7 @@ func (e *Enroller) await(ctx context.Context, sandbox nodeapi.Pod) error {
 	}
 	s := e.cfg.Catalog.Snapshot()
 	excluded := s.Rules.Excludes(sandbox.Namespace)
-	if s.Namespaces[sandbox.Namespace] == nil && !excluded {
+	if !s.Knows(sandbox.Namespace) && !excluded {
 		return fmt.Errorf("nothing is known of namespace %s: %w", sandbox.Namespace, err)
 	}
 	if excluded || !s.MayEnrol(sandbox.Namespace) {

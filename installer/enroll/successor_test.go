@@ -4,6 +4,7 @@ package enroll
 
 import (
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/sluice-mesh/sluice/installer/controlplane"
@@ -48,4 +49,14 @@ func TestSandboxTakesNothingFromASuccessor(t *testing.T) {
 	l.restart()
 	l.ztunnel("z2")
 	want("after a restart of the agent")
+
+	l.must(os.Remove(l.path("manifests", "web-0.yaml")))
+	l.catalog.Reload()
+	l.eventually(func() error {
+		if l.e.cfg.Catalog.Snapshot().Pods[controlplane.Name{Namespace: "mesh", Name: "web-0"}] != nil {
+			return fmt.Errorf("the catalog still tells of the pod")
+		}
+		return nil
+	})
+	want("when nothing is known of it any more")
 }
