@@ -22,8 +22,7 @@ func (a *agent) lastKnown() nodeapi.LastKnown {
 	s := a.catalog.Snapshot()
 	l := nodeapi.LastKnown{Namespaces: enrolledNamespaces(s)}
 	if a.api != nil {
-		l.All = slices.AppendSeq(make([]string, 0, len(s.Namespaces)), maps.Keys(s.Namespaces))
-		slices.Sort(l.All)
+		l.All = slices.DeleteFunc(slices.Sorted(maps.Keys(s.Namespaces)), func(name string) bool { return !s.Knows(name) })
 	}
 	return l
 }

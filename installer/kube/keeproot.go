@@ -67,13 +67,18 @@ func (r *Roots) ensure(ctx context.Context, held controlplane.RootPEM) (controlp
 	if held.Key == nil {
 		return Root(ctx, r.client, r.namespace, r.trustDomain)
 	}
+	return rootOf(r.get(ctx, held))
+}
+
+// get returns the Secret, and puts back what is held if it was deleted.
+func (r *Roots) get(ctx context.Context, held controlplane.RootPEM) (*corev1.Secret, error) {
 	secrets := r.client.CoreV1().Secrets(r.namespace)
 	secret, err := secrets.Get(ctx, RootSecret, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		r.log.Warn("the secret of the mesh's root was deleted, and is put back. For a new root stop all control planes first, and delete the configmap too", "secret", RootSecret, "configmap", RootConfigMap)
-		secret, err = secrets.Create(ctx, newSecret(r.namespace, held), metav1.CreateOptions{})
+	if !apierrors.IsNotFound(err) || held.Key == nil {
+		return secret, err
 	}
-	return rootOf(secret, err)
+	r.log.Warn("the secret of the mesh's root was deleted, and is put back. For a new root stop all control planes first, and delete the configmap too", "secret", RootSecret, "configmap", RootConfigMap)
+	return secrets.Create(ctx, newSecret(r.namespace, held), metav1.CreateOptions{})
 }
 
 func newSecret(namespace string, root controlplane.RootPEM) *corev1.Secret {
@@ -83,15 +88,15 @@ func newSecret(namespace string, root controlplane.RootPEM) *corev1.Secret {
 	}
 }
 
-// Next waits until the Secret has a root that can be used and is not held, and returns it. The error is that of ctx.
+// Next waits until the Secret has a root that can be used and is not held, and returns it. Meanwhile it puts a Secret that
+// was deleted back, with what is held: whoever leads may never have had the root. The error is that of ctx.
 func (r *Roots) Next(ctx context.Context, held controlplane.RootPEM) (controlplane.RootPEM, error) {
 	pause, last := rootLook, ""
 	if held.Key == nil {
 		pause = rootRetry
 	}
 	for {
-		secret, err := r.client.CoreV1().Secrets(r.namespace).Get(ctx, RootSecret, metav1.GetOptions{})
-		root, err := rootOf(secret, err)
+		root, err := rootOf(r.get(ctx, held))
 		switch {
 		case err == nil && !(bytes.Equal(root.Key, held.Key) && bytes.Equal(root.Cert, held.Cert)):
 			r.serves.Store(&root)

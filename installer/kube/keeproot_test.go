@@ -59,6 +59,34 @@ func TestLostRootIsNotReplaced(t *testing.T) {
 	}
 }
 
+// A replica that serves and does not lead puts back what it serves: the one that leads may have come too late to know it.
+func TestReplicaPutsBackTheRootThatItServes(t *testing.T) {
+	client, root := published(t)
+	roots := NewRoots(client, "mesh", "cluster.local", slog.New(slog.DiscardHandler))
+	held, err := roots.Next(t.Context(), controlplane.RootPEM{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleteSecret(t, client)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := roots.Next(ctx, held)
+		ended <- err
+	}()
+	testutil.Eventually(t, time.Minute, func() error {
+		_, err := client.CoreV1().Secrets("mesh").Get(ctx, RootSecret, metav1.GetOptions{})
+		return err
+	})
+	cancel()
+	if err := <-ended; err != context.Canceled {
+		t.Errorf("got %v, want it to wait for another root", err)
+	}
+	if back, err := Root(t.Context(), client, "mesh", "cluster.local"); err != nil || string(back.Key) != string(root.Key) {
+		t.Errorf("root after that: error %v, the same key: %v", err, string(back.Key) == string(root.Key))
+	}
+}
+
 // A replica that served before it came to lead puts back what it serves.
 func TestNewLeaderPutsBackTheRootThatItServes(t *testing.T) {
 	client, root := published(t)

@@ -184,6 +184,12 @@ func TestSelectorsFollowTheAPI(t *testing.T) {
 
 // testOutage takes the API away: what is known stays, over a restart too, and what was missed is caught up with.
 func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
+	n.remove(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}) // another of its name; this one was not told of yet
+	n.Publish()
+	if err := n.Await(c.Context(), "shop", "web", string(web.UID)); err != nil {
+		c.Errorf("a pod of a namespace that came back: %v", err)
+	}
+	c.wantEnrolled(n, "shop", "web", true)
 	c.APIServer.Stop()
 	if err := n.Await(c.Context(), "shop", "web", string(web.UID)); err != nil {
 		c.Errorf("a known pod while the API is away: %v", err)
@@ -221,6 +227,12 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 	c.endNamespace("shop")
 	testutil.Eventually(c, patience, func() error {
 		return again.isDeleted("shop")
+	})
+	testutil.Eventually(c, patience, func() error {
+		if again.Snapshot().Knows("shop") {
+			return errors.New("a namespace that was deleted passes for one that is there")
+		}
+		return nil
 	})
 	again.forgetDeleted(time.Now().Add(-keepDeleted))
 	again.Publish()

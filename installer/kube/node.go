@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -117,12 +118,12 @@ func (n *Node) remove(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
-	if p, ok := object.(*corev1.Pod); ok && p.DeletionTimestamp == nil { // One that was deleted at once is to look as any other: nobody is to look for it.
-		p = p.DeepCopy()
-		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
-		_ = n.Put(p)
+	// One that was deleted at once is to look as any other: nobody is to look for a pod, or to go by a namespace.
+	if meta, ok := object.(metav1.Object); ok && meta.GetDeletionTimestamp() == nil {
+		object = object.(runtime.Object).DeepCopyObject()
+		object.(metav1.Object).SetDeletionTimestamp(&metav1.Time{Time: time.Now()})
+		_ = n.Put(object)
 		n.kick()
-		object = p
 	}
 	key, err := cache.MetaNamespaceKeyFunc(object)
 	if err != nil {
@@ -230,11 +231,17 @@ var ErrUnknownPod = errors.New("the API server knows no such pod")
 // Await returns once the pod is in the snapshot, for which it asks the API if the watch lags behind. An error that is not
 // [ErrUnknownPod] says that the API does not answer.
 func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
-	if n.has(namespace, name, uid) {
+	known := n.has(namespace, name, uid)
+	if known && n.Snapshot().Knows(namespace) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
+	if err := n.askNamespace(ctx, namespace); known {
+		return nil // whether it told or not: the pod is one of a namespace that goes
+	} else if err != nil {
+		return err
+	}
 	pod, err := n.cfg.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -247,18 +254,28 @@ func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
 	if _, err := trimForNode(pod); err != nil {
 		return err
 	}
-	if n.Snapshot().Namespaces[namespace] == nil {
-		ns, err := n.cfg.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
-		if err != nil {
-			return fmt.Errorf("ask the API for namespace %s: %w", namespace, err)
-		}
-		n.put(ns)
-	}
 	// The watch may have told meanwhile, and of something newer.
 	if !n.has(namespace, name, uid) {
 		n.put(pod)
 		n.Publish()
 	}
+	return nil
+}
+
+// askNamespace has a namespace that is not there in the snapshot as the API tells of it.
+func (n *Node) askNamespace(ctx context.Context, name string) error {
+	if n.Snapshot().Knows(name) {
+		return nil
+	}
+	ns, err := n.cfg.Client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%w: there is no namespace %s", ErrUnknownPod, name)
+	case err != nil:
+		return fmt.Errorf("ask the API for namespace %s: %w", name, err)
+	}
+	n.put(ns)
+	n.Publish()
 	return nil
 }
 

@@ -37,8 +37,10 @@ const (
 	// refusalLasts is the same for one that was not: long enough that a caller who tries on and on costs the API little, and
 	// short enough that one who was refused by mistake is let in soon.
 	refusalLasts = 5 * time.Second
-	maxReviews   = 4096
-	reviewLimit  = 10 * time.Second
+	// trustLasts is for how long a token that was good is asked about whatever else its caller shows.
+	trustLasts  = time.Hour
+	maxReviews  = 4096
+	reviewLimit = 10 * time.Second
 )
 
 // Tokens tells whose a service account token is. Safe for concurrent use.
@@ -52,6 +54,8 @@ type Tokens struct {
 	asking  singleflight.Group
 	// By the token's hash. Tokens that are no good have a place of their own, so that they push out no good ones.
 	good, bad *cache.LRUExpireCache
+	// wereGood are hashes of tokens whose holder shares a caller's address with others that show bad ones.
+	wereGood *cache.LRUExpireCache
 }
 
 // review is what the API said of a token.
@@ -64,7 +68,7 @@ type review struct {
 // NewTokens trusts the given service accounts, NAMESPACE/NAME, to act for the pods of their node. The client should be for
 // nothing else: callers decide how often it is used.
 func NewTokens(client kubernetes.Interface, cluster *Cluster, trusted []string) *Tokens {
-	return &Tokens{client: client, cluster: cluster, trusted: trusted, callers: newCallers(), good: cache.NewLRUExpireCache(maxReviews), bad: cache.NewLRUExpireCache(maxReviews)}
+	return &Tokens{client: client, cluster: cluster, trusted: trusted, callers: newCallers(), good: cache.NewLRUExpireCache(maxReviews), bad: cache.NewLRUExpireCache(maxReviews), wereGood: cache.NewLRUExpireCache(maxReviews)}
 }
 
 // Admit returns the node that the token's pod is on. The token must be of audience istio-ca, of a trusted service account,
@@ -103,7 +107,7 @@ func (t *Tokens) review(ctx context.Context, token string) (review, error) {
 	if err := checkClaims(token, t.trusted); err != nil {
 		return review{}, err
 	}
-	if !t.callers.admit(ctx) {
+	if _, wasGood := t.wereGood.Get(key); !wasGood && !t.callers.admit(ctx) {
 		return review{}, status.Error(codes.ResourceExhausted, "too many tokens of this caller were asked about; wait some seconds")
 	}
 	r, err, _ := t.asking.Do(string(key[:]), func() (any, error) { return t.ask(token, key) })
@@ -127,8 +131,10 @@ func (t *Tokens) ask(token string, key [sha256.Size]byte) (review, error) {
 	r := reviewOf(&answer.Status)
 	if r.refused != nil {
 		t.bad.Add(key, r, refusalLasts)
+		t.wereGood.Remove(key)
 	} else {
 		t.good.Add(key, r, reviewLasts)
+		t.wereGood.Add(key, nil, trustLasts)
 	}
 	return r, nil
 }

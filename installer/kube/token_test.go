@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/util/cache"
 )
 
 // calledFrom is the context of a call from an address.
@@ -59,6 +60,13 @@ func TestCallersAreHeldBackOneByOne(t *testing.T) {
 			}
 			if _, err := tokens.Admit(hostile, good); err != nil {
 				t.Errorf("a token that is known to be good: %v", err) // nobody has to be asked
+			}
+			for i := range 10 * reviewBurst {
+				_, _ = tokens.Admit(hostile, forged(good, -1-i))
+			}
+			tokens.good = cache.NewLRUExpireCache(maxReviews) // a minute later
+			if _, err := tokens.Admit(hostile, good); err != nil {
+				t.Errorf("a token that was good, of an address that shows bad ones: %v", err)
 			}
 		})
 	}
