@@ -181,7 +181,7 @@ func (w *world) refused(from corev1.Pod, url string) error {
 // asRefusal is nil if err is that of an app whose connection was refused or cut, and not that of a test that did not get so
 // far.
 func asRefusal(err error) error {
-	for _, word := range []string{"EOF", "connection reset", "connection refused"} {
+	for _, word := range []string{"EOF", "connection reset", "broken pipe", "connection refused"} {
 		if strings.Contains(err.Error(), word) {
 			return nil
 		}

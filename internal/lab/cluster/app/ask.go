@@ -6,12 +6,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -35,9 +37,10 @@ func fetch(ctx context.Context, timeout time.Duration, url string) (string, erro
 		return "", err
 	}
 	r.Close = true
-	resp, err := http.DefaultClient.Do(r)
+	var ended ends
+	resp, err := (&http.Client{Transport: &http.Transport{DialContext: ended.dial}}).Do(r)
 	if err != nil {
-		return "", err
+		return "", ended.with(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -45,6 +48,56 @@ func fetch(ctx context.Context, timeout time.Duration, url string) (string, erro
 		err = fmt.Errorf("GET %s: %s", url, resp.Status)
 	}
 	return string(body), err
+}
+
+// ends keeps the first error of connections: of a reset that its write meets, http's reader tells only that the writer has
+// closed the connection.
+type ends struct {
+	mu    sync.Mutex
+	first error
+}
+
+func (e *ends) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return noted{c, e}, nil
+}
+
+func (e *ends) note(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.first == nil {
+		e.first = err
+	}
+}
+
+// with is err, and what came before it if that says more.
+func (e *ends) with(err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.first == nil || errors.Is(err, e.first) {
+		return err
+	}
+	return fmt.Errorf("%w, after %w", err, e.first)
+}
+
+type noted struct {
+	net.Conn
+	ends *ends
+}
+
+func (n noted) Read(b []byte) (int, error) {
+	got, err := n.Conn.Read(b)
+	n.ends.note(err)
+	return got, err
+}
+
+func (n noted) Write(b []byte) (int, error) {
+	put, err := n.Conn.Write(b)
+	n.ends.note(err)
+	return put, err
 }
 
 func ask(ctx context.Context, args []string) error {
