@@ -89,6 +89,8 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
+	reach := kube.NewReach(log)
+	rc = reach.Follow(rc)
 	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return err
@@ -97,7 +99,7 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
-	patient := kube.Patient(rc, log)
+	patient := kube.Patient(rc)
 	watches, err := kubernetes.NewForConfig(patient)
 	if err != nil {
 		return err
@@ -110,6 +112,6 @@ func controlplaneCommand(ctx context.Context, args []string, stdout, stderr io.W
 	if err != nil {
 		return err
 	}
-	p := &controlPlane{cfg: &c, client: client, reviews: reviews, cluster: cluster, log: log}
+	p := &controlPlane{cfg: &c, client: client, reviews: reviews, cluster: cluster, reach: reach, log: log}
 	return p.run(ctx)
 }

@@ -320,8 +320,13 @@ func TestControlplaneServesOnInAnOutage(t *testing.T) {
 	if _, err := anchors(ctx, conn); err != nil {
 		t.Fatal(err)
 	}
+	const answers = "sluice_kubernetes_api_outage_seconds 0"
+	m.wantMetrics(a, answers)
 	m.api.Stop()
 	m.wantMetrics(a, "sluice_controlplane_leads 0") // which takes as long as the Lease lasts
+	if _, page := a.get("/metrics"); !strings.Contains(page, "\nsluice_kubernetes_api_outage_seconds ") || strings.Contains(page, "\n"+answers+"\n") {
+		t.Errorf("no outage in\n%s", page)
+	}
 	m.wantReady(a)
 	if _, err := anchors(ctx, conn); err != nil {
 		t.Errorf("certificate in an outage: %v", err)
@@ -330,7 +335,7 @@ func TestControlplaneServesOnInAnOutage(t *testing.T) {
 		t.Errorf("addresses in an outage: %d of them, %v", len(all), err)
 	}
 	m.api.Start()
-	m.wantMetrics(a, "sluice_controlplane_leads 1")
+	m.wantMetrics(a, "sluice_controlplane_leads 1", answers)
 }
 
 func TestControlplaneChangesItsRoot(t *testing.T) {

@@ -68,7 +68,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *controlplaneCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{leadsDesc, objectsDesc, mistakesDesc, futileDesc, streamsDesc, rejectedDesc, certsDesc, callersDesc} {
+	for _, d := range []*prometheus.Desc{leadsDesc, objectsDesc, mistakesDesc, futileDesc, outageDesc, streamsDesc, rejectedDesc, certsDesc, callersDesc} {
 		ch <- d
 	}
 }
@@ -93,6 +93,7 @@ func (c *controlplaneCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(mistakesDesc, len(s.Errors))
 	gauge(futileDesc, len(s.Warnings))
 	gauge(streamsDesc, int(c.counters.Streams.Load()))
+	ch <- prometheus.MustNewConstMetric(outageDesc, prometheus.GaugeValue, c.reach.Outage().Seconds())
 	count(rejectedDesc, c.counters.Rejected.Load())
 	count(certsDesc, c.counters.CertificatesIssued.Load(), "issued")
 	count(certsDesc, c.counters.CertificatesRefused.Load(), "refused")

@@ -23,6 +23,7 @@ type controlPlane struct {
 	client   kubernetes.Interface
 	reviews  kubernetes.Interface // with a rate of its own: callers decide how much of it is used
 	cluster  *kube.Cluster
+	reach    *kube.Reach
 	log      *slog.Logger
 	counters controlplane.Counters
 

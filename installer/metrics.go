@@ -30,12 +30,13 @@ var (
 	hostDesc      = prometheus.NewDesc("sluice_host_program_attached", "Whether a program that serves the whole node is attached.", []string{"program"}, nil)
 	trustDesc     = prometheus.NewDesc("sluice_host_probe_trusts_all", "Whether every process of the host passes for a probe.", nil, nil)
 	reinstallDesc = prometheus.NewDesc("sluice_cni_reinstalls_total", "Times that plugin or conflist entry had been overwritten and were put back.", nil, nil)
+	outageDesc    = prometheus.NewDesc("sluice_kubernetes_api_outage_seconds", "How long the Kubernetes API has not answered; 0 if it does.", nil, nil)
 	installedDesc = prometheus.NewDesc("sluice_cni_installed", "Whether plugin and conflist entry are in place.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc, completeDesc, hostDesc, trustDesc, reinstallDesc, installedDesc} {
+	for _, d := range []*prometheus.Desc{ztunnelsDesc, podsDesc, troubleDesc, verdictsDesc, completeDesc, hostDesc, trustDesc, reinstallDesc, outageDesc, installedDesc} {
 		ch <- d
 	}
 }
@@ -57,6 +58,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(troubleDesc, troubled)
 	ch <- prometheus.MustNewConstMetric(reinstallDesc, prometheus.CounterValue, float64(c.a.keeper.reinstall.Load()))
 	gauge(installedDesc, number(c.a.health.installed.Load()))
+	if c.a.api != nil {
+		ch <- prometheus.MustNewConstMetric(outageDesc, prometheus.GaugeValue, c.a.api.reach.Outage().Seconds())
+	}
 	if complete, err := c.a.node.Destinations().Complete(); err == nil {
 		gauge(completeDesc, number(complete))
 	}

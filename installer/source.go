@@ -76,6 +76,7 @@ func (c *sourceConfig) complete(a *agentConfig) error {
 type apiSource struct {
 	client   kubernetes.Interface
 	node     *kube.Node
+	reach    *kube.Reach
 	reporter *kube.Reporter
 	agent    *agent
 }
@@ -97,7 +98,8 @@ func (a *agent) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := kubernetes.NewForConfig(cfg)
+	reach := kube.NewReach(a.log)
+	client, err := kubernetes.NewForConfig(reach.Follow(cfg))
 	if err != nil {
 		return err
 	}
@@ -107,7 +109,7 @@ func (a *agent) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := &apiSource{client: client, node: node, agent: a}
+	s := &apiSource{client: client, node: node, reach: reach, agent: a}
 	s.reporter = kube.NewReporter(kube.ReporterConfig{
 		Client: client, Node: node, Logger: a.log, States: a.states,
 	})

@@ -3,7 +3,6 @@
 package kube
 
 import (
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -17,26 +16,20 @@ const readPause = time.Second
 // Informers would wait for up to a minute after a long outage, each by itself, and a control plane that does not know a
 // pod yet refuses it its certificate. It is for the few processes that serve a cluster: those of all nodes would together
 // overwhelm an API that has just come back.
-func Patient(c *rest.Config, log *slog.Logger) *rest.Config {
+func Patient(c *rest.Config) *rest.Config {
 	c = rest.CopyConfig(c)
-	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &patient{next, log} })
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &patient{next} })
 	return c
 }
 
-type patient struct {
-	http.RoundTripper
-	log *slog.Logger
-}
+type patient struct{ http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
-	for tries := 0; ; tries++ {
+	for {
 		answer, err := p.RoundTripper.RoundTrip(r)
 		if err == nil || r.Method != http.MethodGet || r.Context().Err() != nil {
 			return answer, err
-		}
-		if tries == 0 {
-			p.log.Warn("kubernetes API does not answer; what is known stays in force", "read", r.URL.Path, "err", err, "again_every", readPause)
 		}
 		select {
 		case <-r.Context().Done():

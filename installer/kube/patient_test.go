@@ -4,7 +4,6 @@ package kube
 
 import (
 	"context"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 func TestPatientReadsWaitForTheAPI(t *testing.T) {
 	c := newCluster(t)
 	c.namespace("shop", nil)
-	client := kubernetes.NewForConfigOrDie(Patient(c.RESTConfig(), slog.New(slog.DiscardHandler)))
+	client := kubernetes.NewForConfigOrDie(Patient(c.RESTConfig()))
 	c.Stop()
 
 	read := make(chan error, 1)
