@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sluice-mesh/sluice/internal/lab/cluster"
 	"github.com/sluice-mesh/sluice/internal/lab/kube"
@@ -74,6 +75,62 @@ func TestIstiodIsTheControlPlane(t *testing.T) {
 		t.Errorf("under STRICT, a pod of the mesh: %v", err)
 	}
 	ask(t, c, pairs)
+}
+
+// TestIstiodMayBeAway: what ztunnels know they keep. Traffic goes on, while istiod is away, through the kill of an agent and an
+// upgrade of ztunnel, whose new proxies are not ready until there is an istiod again; so do policies that came before.
+func TestIstiodMayBeAway(t *testing.T) {
+	c := useIstiod(t)
+	ns, pairs := loaded(t, c)
+	other, plain := c.Namespace(t, enrolled), c.Namespace(t)
+	starts(t, c, other, "asker", c.Nodes[0])
+	starts(t, c, plain, "asker", c.Nodes[0])
+	c.Apply(t, ns, strict)
+	testutil.Eventually(t, effect, func() error { return refused(c, plain, ns) })
+
+	inMesh(t, c, pairs, func() {
+		c.KillIstiod()
+		over := time.After(outage)
+		kill(t, c.Nodes[0], "sluice-installer agent")
+		c.Kubectl(t, "rollout", "restart", "daemonset/ztunnel", "--namespace="+cluster.IstioSystem)
+		testutil.Eventually(t, time.Minute, func() error { return newProxyWaits(c) })
+		<-over
+		if err := newProxyWaits(c); err != nil {
+			t.Errorf("after %v without istiod: %v", outage, err)
+		}
+		if err := refused(c, plain, ns); err != nil {
+			t.Errorf("under STRICT, without istiod: %v", err)
+		}
+		c.RestartIstiod()
+		c.Rollout(t, cluster.IstioSystem, "daemonset/ztunnel")
+	})
+	late(t, c, ns, "after-istiod")
+	testutil.Eventually(t, effect, func() error { return answered(c, other, ns) })
+	c.Apply(t, ns, fmt.Sprintf(denied, other))
+	testutil.Eventually(t, effect, func() error { return refused(c, other, ns) })
+}
+
+// newProxyWaits wants a ztunnel whose container runs and is not ready, and one that is ready on each node.
+func newProxyWaits(c *cluster.Cluster) error {
+	pods, err := c.Client().CoreV1().Pods(cluster.IstioSystem).List(context.Background(), metav1.ListOptions{LabelSelector: "app=ztunnel"})
+	if err != nil {
+		return err
+	}
+	ready, waiting := map[string]bool{}, 0
+	for _, p := range pods.Items {
+		for _, s := range p.Status.ContainerStatuses {
+			switch {
+			case s.Ready:
+				ready[p.Spec.NodeName] = true
+			case s.State.Running != nil:
+				waiting++
+			}
+		}
+	}
+	if waiting == 0 || len(ready) != len(c.Nodes) {
+		return fmt.Errorf("%d run and are not ready, %v have one that is", waiting, ready)
+	}
+	return nil
 }
 
 // useIstiod returns a cluster with istiod and the mesh. Without istiod's binary the test is skipped, unless SLUICE_E2E_ISTIOD

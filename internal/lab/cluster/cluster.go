@@ -38,8 +38,8 @@ type Config struct {
 	Nodes int // 1 to 9
 }
 
-// Cluster is a running cluster. Its methods are safe for concurrent use, but for those of nodes, StopAPIServer and
-// StartAPIServer.
+// Cluster is a running cluster. Its methods are safe for concurrent use, but for those of nodes and those that start or end
+// the API server or istiod.
 type Cluster struct {
 	Nodes []*Node
 	// Outside is where the control plane runs: a host on the nodes' wire that is neither node nor pod.
@@ -49,6 +49,7 @@ type Cluster struct {
 	dir        string
 	build      string
 	api        *kube.APIServer
+	istiod     *kube.Process // nil without StartIstiod
 	client     kubernetes.Interface
 	kubeconfig string
 	processes  []*kube.Process

@@ -51,7 +51,7 @@ func (c *Cluster) StartIstiod() {
 	c.Apply(c.t, IstioSystem, istiodService)
 	dir, mesh := c.path("istiod"), c.path("istiod", "mesh")
 	c.must(os.Mkdir(dir, 0o755), os.WriteFile(mesh, []byte(meshConfig), 0o600))
-	p := &kube.Process{Name: "istiod", Log: c.path("logs", "istiod.log"), Argv: append(c.outside(),
+	c.istiod = &kube.Process{Name: "istiod", Log: c.path("logs", "istiod.log"), Argv: append(c.outside(),
 		"env", "--chdir="+dir, // it writes its certificates below
 		"POD_NAME=istiod-0", "POD_NAMESPACE="+IstioSystem, "SERVICE_ACCOUNT=istiod", "CLUSTER_ID=Kubernetes", "REVISION=default",
 		"PILOT_ENABLE_AMBIENT=true", "CA_TRUSTED_NODE_ACCOUNTS="+IstioSystem+"/ztunnel", "PILOT_CERT_PROVIDER=istiod",
@@ -59,11 +59,20 @@ func (c *Cluster) StartIstiod() {
 		program, "discovery", "--kubeconfig="+c.kubeconfig, "--meshConfig="+mesh, "--domain=cluster.local", "--ctrlz_port=0",
 		"--secureGRPCAddr="+APIAddress+":15012", "--grpcAddr=127.0.0.1:15010", "--httpAddr=127.0.0.1:15080",
 		"--httpsAddr=127.0.0.1:15017", "--monitoringAddr=127.0.0.1:15014")}
-	p.Start(c.t)
-	c.t.Cleanup(func() { p.Stop(c.t) })
+	c.t.Cleanup(func() { c.istiod.Stop(c.t) })
+	c.RestartIstiod()
+}
+
+// KillIstiod has nobody answer in its place.
+func (c *Cluster) KillIstiod() { c.t.Helper(); c.istiod.Kill(c.t) }
+
+// RestartIstiod starts it again, with the root that it keeps in the cluster, and returns once it is ready.
+func (c *Cluster) RestartIstiod() {
+	c.t.Helper()
+	c.istiod.Start(c.t)
 	testutil.Eventually(c.t, startTimeout, func() error {
-		if err := p.Ended(); err != nil {
-			c.t.Fatalf("%v\n%s", err, p.Tail())
+		if err := c.istiod.Ended(); err != nil {
+			c.t.Fatalf("%v\n%s", err, c.istiod.Tail())
 		}
 		return c.getOutside("http://127.0.0.1:15080/ready")
 	})
