@@ -92,7 +92,8 @@ func newLab(t *testing.T) *mesh {
 	return m
 }
 
-// newMesh brings up everything.
+// newMesh brings up everything, and returns once both pods have their certificates: whose ztunnel does not know the server
+// yet speaks plain text to it.
 func newMesh(t *testing.T) *mesh {
 	t.Helper()
 	m := newLab(t)
@@ -102,6 +103,9 @@ func newMesh(t *testing.T) *mesh {
 	m.server = m.addPod(1, "server", "mesh")
 	m.client = m.addPod(0, "client", "mesh")
 	m.echo(m.server)
+	for i, p := range []*lab.Pod{m.client, m.server} {
+		m.wantLog(m.Nodes[i].Ztunnel.Name, "certificate received", "/sa/"+p.Name)
+	}
 	return m
 }
 
