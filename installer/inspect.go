@@ -3,12 +3,9 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,9 +13,6 @@ import (
 
 	"github.com/sluice-mesh/sluice/bpf"
 )
-
-// adminTimeout bounds a question to ztunnel's admin page.
-const adminTimeout = 5 * time.Second
 
 // meshView is what verify and why use of ztunnel's config dump; the keys are those of ztunnel/discovery.Dump.
 type meshView struct {
@@ -107,28 +101,6 @@ func (s *meshService) has(addr netip.Addr) bool {
 }
 
 func sortedPorts(ports map[uint16]uint16) []uint16 { return slices.Sorted(maps.Keys(ports)) }
-
-// admin asks a page of ztunnel's admin server.
-func admin(ctx context.Context, address, page string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+page, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask ztunnel's admin page: %w (is ztunnel running on this node, and its --admin-address %s?)", err, address)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask ztunnel's admin page %s: %s", page, resp.Status)
-	}
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
-		return fmt.Errorf("read ztunnel's admin page %s: %w", page, err)
-	}
-	return nil
-}
 
 // findPod opens the one attached pod that a user's word names. The caller closes both.
 func findPod(pinRoot, typed string) (*bpf.Node, *bpf.Pod, error) {

@@ -30,13 +30,13 @@ type check struct {
 // verifier checks one pod.
 type verifier struct {
 	paths
-	adminAddress string
-	node         *bpf.Node
-	pod          *bpf.Pod
-	view         *meshView              // nil if ztunnel does not answer
-	identity     string                 // the pod's, as ztunnel knows it
-	verdicts     map[bpf.Verdict]uint64 // as they were at the beginning
-	checks       []check
+	ztunnel  ztunnelAdmin
+	node     *bpf.Node
+	pod      *bpf.Pod
+	view     *meshView              // nil if ztunnel does not answer
+	identity string                 // the pod's, as ztunnel knows it
+	verdicts map[bpf.Verdict]uint64 // as they were at the beginning
+	checks   []check
 }
 
 func (v *verifier) ok(what, format string, args ...any) {
@@ -58,7 +58,8 @@ func verifyCommand(ctx context.Context, args []string, stdout, _ io.Writer) erro
 	fs := newFlagSet("verify", stdout)
 	fs.operands = "POD"
 	v.declare(fs.FlagSet)
-	fs.StringVar(&v.adminAddress, "ztunnel-admin", "127.0.0.1:15000", "address of ztunnel's admin page")
+	v.ztunnel.paths = &v.paths
+	v.ztunnel.declare(fs.FlagSet)
 	fs.StringVar(&format, "o", "table", "output: table or json")
 	err := fs.parse(args, func() error {
 		if format != "table" && format != "json" {
@@ -165,7 +166,7 @@ func (v *verifier) checkDestinations() {
 
 func (v *verifier) checkZtunnel(ctx context.Context) {
 	var view meshView
-	if err := admin(ctx, v.adminAddress, "/config_dump", &view); err != nil {
+	if err := v.ztunnel.get(ctx, "/config_dump", &view); err != nil {
 		v.failed("mesh state", "%v", err)
 		return
 	}

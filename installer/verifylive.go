@@ -145,7 +145,7 @@ func (v *verifier) outcome(ctx context.Context, local uint16, to netip.AddrPort)
 	own := v.pod.Info().Addresses
 	for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
 		var list []endedConn
-		if err := admin(ctx, v.adminAddress, "/debug/connections", &list); err != nil {
+		if err := v.ztunnel.get(ctx, "/debug/connections", &list); err != nil {
 			return "", err
 		}
 		for _, c := range slices.Backward(list) {

@@ -39,11 +39,12 @@ const maxLast = 5
 
 func whyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	var p paths
-	var format, adminAddress string
+	var format string
 	fs := newFlagSet("why", stdout)
 	fs.operands = "POD DST[:PORT]"
 	p.declare(fs.FlagSet)
-	fs.StringVar(&adminAddress, "ztunnel-admin", "127.0.0.1:15000", "address of ztunnel's admin page")
+	ztunnel := ztunnelAdmin{paths: &p}
+	ztunnel.declare(fs.FlagSet)
 	fs.StringVar(&format, "o", "table", "output: table or json")
 	err := fs.parse(args, func() error {
 		if format != "table" && format != "json" {
@@ -61,19 +62,19 @@ func whyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	defer func() { _, _ = pod.Close(), node.Close() }()
 	w := &inquiry{node: node, pod: pod, info: pod.Info()}
 	w.Pod = w.info.Namespace + "/" + w.info.Name
-	w.viewErr = admin(ctx, adminAddress, "/config_dump", &w.view)
+	w.viewErr = ztunnel.get(ctx, "/config_dump", &w.view)
 	if w.Destination, err = w.resolve(fs.given[1]); err != nil {
 		return err
 	}
 	if w.viewErr == nil {
-		w.askZtunnel(ctx, adminAddress)
+		w.askZtunnel(ctx, &ztunnel)
 	} else {
 		w.note("%v", w.viewErr)
 	}
 	if err := w.decide(); err != nil {
 		return err
 	}
-	w.past(ctx, p.agentSocket(), adminAddress)
+	w.past(ctx, p.agentSocket(), &ztunnel)
 	if format == "json" {
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")

@@ -34,7 +34,7 @@ type explained struct {
 }
 
 // askZtunnel has ztunnel say what it would do. A ztunnel that is not ours does not, and then its config dump has to do.
-func (w *inquiry) askZtunnel(ctx context.Context, address string) {
+func (w *inquiry) askZtunnel(ctx context.Context, ztunnel *ztunnelAdmin) {
 	to := w.Destination
 	if to.Port() == 0 {
 		to = netip.AddrPortFrom(to.Addr(), w.somePort())
@@ -42,7 +42,7 @@ func (w *inquiry) askZtunnel(ctx context.Context, address string) {
 	}
 	var e explanation
 	query := url.Values{"pod": {w.info.UID}, "dst": {to.String()}}
-	if err := admin(ctx, address, "/debug/explain?"+query.Encode(), &e); err != nil {
+	if err := ztunnel.get(ctx, "/debug/explain?"+query.Encode(), &e); err != nil {
 		w.note("ztunnel does not say what it would do (%v): its config dump is gone by", err)
 		return
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // past looks up what became of earlier connections like this one.
-func (w *inquiry) past(ctx context.Context, agentSocket, adminAddress string) {
+func (w *inquiry) past(ctx context.Context, agentSocket string, ztunnel *ztunnelAdmin) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	like := func(to netip.AddrPort) bool {
@@ -38,7 +38,7 @@ func (w *inquiry) past(ctx context.Context, agentSocket, adminAddress string) {
 	}
 	w.Flows = w.Flows[max(0, len(w.Flows)-maxLast):]
 	var ended []endedConn
-	if err := admin(ctx, adminAddress, "/debug/connections", &ended); err != nil {
+	if err := ztunnel.get(ctx, "/debug/connections", &ended); err != nil {
 		return // said before
 	}
 	for _, c := range ended {

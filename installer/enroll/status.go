@@ -20,6 +20,8 @@ type Status struct {
 	Node     string `json:"node"`
 	Ready    bool   `json:"ready"`
 	Ztunnels int    `json:"ztunnels"`
+	// ZtunnelPIDs are their process numbers as the agent sees them, the newest last; 0 for one that it cannot see.
+	ZtunnelPIDs []int `json:"ztunnelPIDs,omitempty"`
 	// Refusing says that listeners are closed because no ztunnel has been there for long.
 	Refusing bool `json:"refusing,omitempty"`
 	// AttachMode is how programs are attached to devices.
@@ -67,7 +69,8 @@ func (e *Enroller) statusPage(after string) Status {
 	e.mu.Lock()
 	s := Status{Node: e.cfg.NodeName, Ready: e.ready, Refusing: e.refusing, AttachMode: e.cfg.Node.AttachMode(), Pods: []PodStatus{}}
 	e.mu.Unlock()
-	s.Ztunnels = e.cfg.Ztunnels.Connected()
+	s.ZtunnelPIDs = e.cfg.Ztunnels.PIDs()
+	s.Ztunnels = len(s.ZtunnelPIDs)
 	s.Host, s.HostProblem = e.hostStatus()
 	for _, p := range e.all() {
 		if p.sandbox.UID <= after {

@@ -135,6 +135,18 @@ func (s *Server) Connected() int {
 	return len(s.sessions)
 }
 
+// PIDs are the process numbers of those that are connected, the newest last; 0 for one of a PID namespace that this process
+// does not see.
+func (s *Server) PIDs() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pids := make([]int, len(s.sessions))
+	for i, z := range s.sessions {
+		pids[i] = z.pid
+	}
+	return pids
+}
+
 // Down is for how long no ztunnel has been connected; zero while one is.
 func (s *Server) Down() time.Duration {
 	s.mu.Lock()

@@ -185,6 +185,9 @@ func TestSnapshotIsAckedOneByOneThenSent(t *testing.T) {
 	}
 	f.ack("")
 	f.expect("add u2", "snapshot")
+	if got := s.PIDs(); len(got) != 1 || got[0] != os.Getpid() {
+		t.Errorf("ztunnel's process: got %v, want %d", got, os.Getpid())
+	}
 }
 
 func TestNoHelloIsDropped(t *testing.T) {

@@ -52,6 +52,7 @@ func (u *update) wait(ctx context.Context, z *session) error {
 type session struct {
 	id   uint64
 	conn *zds.Conn
+	pid  int
 	log  *slog.Logger
 
 	asked atomic.Bool // a request is out and its answer is not in
@@ -107,7 +108,7 @@ func (s *Server) serveConn(c *zds.Conn) {
 		return
 	}
 	z := &session{
-		id: id, conn: c, log: log,
+		id: id, conn: c, pid: c.PeerPID(), log: log,
 		acks: make(chan *zds.Ack, 1), wake: make(chan struct{}, 1), dropped: make(chan struct{}),
 		due: map[string]int{}, acked: map[string]Pod{},
 	}

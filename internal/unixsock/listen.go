@@ -128,11 +128,11 @@ func (l *Listener) AcceptUnix() (*net.UnixConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(conn)
-		if err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
+		peer, err := Peer(conn)
+		if err == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid()) {
 			return conn, nil
 		}
-		l.log.Warn("connection refused: only root and this process's own user may connect", "socket", l.path, "uid", uid, "error", err)
+		l.log.Warn("connection refused: only root and this process's own user may connect", "socket", l.path, "uid", peer.Uid, "error", err)
 		_ = conn.Close()
 	}
 }
@@ -151,18 +151,19 @@ func (l *Listener) closeOnce() error {
 // Addr implements net.Listener.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: l.ln.Addr().Network()} }
 
-func peerUID(conn *net.UnixConn) (uint32, error) {
+// Peer is the process that connected, as it was then. Its Pid is 0 if this process does not see its PID namespace.
+func Peer(conn *net.UnixConn) (unix.Ucred, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, err
+		return unix.Ucred{}, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, err
+		return unix.Ucred{}, err
 	}
 	if credErr != nil {
-		return 0, fmt.Errorf("peer credentials: %w", credErr)
+		return unix.Ucred{}, fmt.Errorf("peer credentials: %w", credErr)
 	}
-	return cred.Uid, nil
+	return *cred, nil
 }

@@ -202,8 +202,8 @@ func TestOtherUsersAreRefused(t *testing.T) {
 	defer func() { _ = own.Close() }()
 	c := <-accepted
 	defer func() { _ = c.Close() }()
-	if uid, err := peerUID(c.(*net.UnixConn)); err != nil || uid != 0 {
-		t.Errorf("accepted uid %d, %v, want root's connection only", uid, err)
+	if peer, err := Peer(c.(*net.UnixConn)); err != nil || peer.Uid != 0 {
+		t.Errorf("accepted %+v, %v, want root's connection only", peer, err)
 	}
 }
 

@@ -73,6 +73,15 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 	return &Conn{c.(*net.UnixConn)}, nil
 }
 
+// PeerPID is the number of the process that connected, 0 if this process does not see its PID namespace.
+func (c *Conn) PeerPID() int {
+	peer, err := unixsock.Peer(c.c)
+	if err != nil {
+		return 0
+	}
+	return int(peer.Pid)
+}
+
 // Send writes m as one packet, with fds as its SCM_RIGHTS. The caller keeps its fds.
 func (c *Conn) Send(m proto.Message, fds ...int) error {
 	b, err := proto.Marshal(m)
