@@ -52,7 +52,7 @@ func (c *cniConfig) declare(fs *flag.FlagSet) {
 	fs.StringVar(&c.Plugin, "plugin", "", "the plugin's binary; default sluice-cni beside this program")
 	fs.StringVar(&c.Mode, "cni-mode", auto, "\"chained\" adds our entry to the primary CNI configuration; \"dropin\" puts it into a file in the folder of its network, which runtimes with libcni 1.3 read; \"owned\" writes a copy with our entry that sorts first; \"auto\" is dropin if the runtime is seen to read the folder, else chained")
 	fs.StringVar(&c.OwnNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "namespace of Sluice's own pods, which the plugin lets pass without asking; default $POD_NAMESPACE")
-	fs.StringVar(&c.Exclude, "exclude-namespaces", "", "comma-separated namespaces that the plugin lets pass without asking; empty means the plugin's default")
+	fs.StringVar(&c.Exclude, "exclude-namespaces", "", "comma-separated namespaces whose pods neither wait for the agent nor are in the mesh, besides kube-system and the agent's own")
 }
 
 func (c *cniConfig) declareDirs(fs *flag.FlagSet) {
@@ -84,20 +84,22 @@ func (c *cniConfig) validate(needed bool) error {
 
 func (c *cniConfig) entry(p *paths) cniconf.Entry {
 	e := cniconf.Entry{AgentSocket: p.agentSocket(), PinRoot: p.PinRoot, StateDir: p.StateDir}
-	for ns := range strings.SplitSeq(c.Exclude, ",") {
-		if ns = strings.TrimSpace(ns); ns != "" {
-			e.ExcludeNamespaces = append(e.ExcludeNamespaces, ns)
+	if all := c.excluded(); len(all) > 2 || all[1] != defaultNamespace { // else the plugin's default
+		e.ExcludeNamespaces = all
+	}
+	return e
+}
+
+// excluded are the namespaces whose pods neither wait for an agent nor are in the mesh: the cluster's own, the agent's own,
+// and those given besides.
+func (c *cniConfig) excluded() []string {
+	all := []string{"kube-system", cmp.Or(strings.TrimSpace(c.OwnNamespace), defaultNamespace)}
+	for _, ns := range strings.FieldsFunc(c.Exclude, func(r rune) bool { return r == ',' || r == ' ' }) {
+		if !slices.Contains(all, ns) {
+			all = append(all, ns)
 		}
 	}
-	own := strings.TrimSpace(c.OwnNamespace)
-	if own == "" || slices.Contains(e.ExcludeNamespaces, own) || e.ExcludeNamespaces == nil && own == defaultNamespace {
-		return e
-	}
-	if e.ExcludeNamespaces == nil {
-		e.ExcludeNamespaces = []string{"kube-system"}
-	}
-	e.ExcludeNamespaces = append(e.ExcludeNamespaces, own)
-	return e
+	return all
 }
 
 // installInto puts plugin and entry into place. The plugin comes first: a runtime that reads the entry must find it.

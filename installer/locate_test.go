@@ -85,9 +85,10 @@ func TestEntryExcludesTheAgentsOwnNamespace(t *testing.T) {
 		"plugin's default":        {"", "sluice-system", ""},
 		"no namespace":            {"", "", ""},
 		"another namespace":       {"", "mesh", "kube-system mesh"},
-		"beside those given":      {"a, b", "mesh", "a b mesh"},
-		"among those given":       {"a,mesh", "mesh", "a mesh"},
-		"default not among given": {"a", "sluice-system", "a sluice-system"},
+		"beside those given":      {"a, b", "mesh", "kube-system mesh a b"},
+		"among those given":       {"a,mesh", "mesh", "kube-system mesh a"},
+		"default not among given": {"a", "sluice-system", "kube-system sluice-system a"},
+		"given what is excluded":  {"kube-system", "", ""},
 	} {
 		c := &cniConfig{Exclude: tc.exclude, OwnNamespace: tc.own}
 		if got := strings.Join(c.entry(&paths{}).ExcludeNamespaces, " "); got != tc.want {

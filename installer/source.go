@@ -3,13 +3,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -55,7 +53,7 @@ func (c *sourceConfig) complete(a *agentConfig) error {
 		}
 		return absolute("manifests", a.ManifestsDir)
 	case sourceAPI:
-		c.Rules.ExcludedNamespaces = strings.FieldsFunc(cmp.Or(a.cni.Exclude, "kube-system,sluice-system"), func(r rune) bool { return r == ',' || r == ' ' })
+		c.Rules.ExcludedNamespaces = a.cni.excluded()
 		var errs []error
 		if a.ManifestsDir != "" {
 			errs = append(errs, errors.New("--manifests: is not for --source=api"))
