@@ -24,7 +24,7 @@ func (p *podProxy) hbone(ctx context.Context, conn *net.TCPConn, _ *lease) {
 	} else if served := p.server.ServeConn(ctx, conn); errors.Is(served, errLimit) {
 		p.refuseForLimit(telemetry.Inbound, src, local, served)
 	} else if errors.Is(served, hbone.ErrTLS) {
-		err = refuse(VerdictTLS, "%w", served).flagged(telemetry.FlagTLS)
+		err = handshakeRefusal(served)
 	}
 	abort(conn) // does nothing if ServeConn has closed it
 	if err != nil {
@@ -32,6 +32,19 @@ func (p *podProxy) hbone(ctx context.Context, conn *net.TCPConn, _ *lease) {
 		ctx, f := p.begin(ctx, telemetry.Inbound, p.info.UID, src, local)
 		f.end(ctx, err)
 	}
+}
+
+// handshakeRefusal tells what the pod's own end could not do from what is wrong with the peer.
+func handshakeRefusal(err error) error {
+	var own *refusal
+	var unavailable *identity.UnavailableError
+	switch {
+	case errors.As(err, &own):
+		return err
+	case errors.As(err, &unavailable):
+		return refuse(VerdictIdentity, "%w", err).flagged(telemetry.FlagIdentity)
+	}
+	return refuse(VerdictTLS, "%w", err).flagged(telemetry.FlagTLS)
 }
 
 // stream is the life of a connection that a peer makes over HBONE. The peer learns of a refusal by its status.

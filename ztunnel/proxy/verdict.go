@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -100,7 +101,7 @@ func verdictOf(err error, carried Verdict) (v Verdict, f telemetry.Flags, policy
 	case errors.As(err, &r):
 		return r.verdict, r.flags, r.policy
 	case errors.Is(err, errPodStopped), errors.Is(err, errForcedDrain):
-		return carried, telemetry.FlagNone, ""
+		return cmp.Or(carried, VerdictStopped), telemetry.FlagNone, ""
 	case err != nil:
 		return carried, telemetry.FlagConnect, ""
 	}
