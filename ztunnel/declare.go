@@ -44,7 +44,7 @@ func (c *Config) declareNames(s *settings, d defaults) {
 	s.text(&c.InstanceIP, "instance-ip", "1.1.1.1", "address of this process's pod", "INSTANCE_IP")
 	s.text(&c.ClusterID, "cluster-id", "Kubernetes", "name of the cluster", "CLUSTER_ID", "ISTIO_META_CLUSTER_ID")
 	s.text(&c.Network, "network", "", "name of the network the pods are in", "NETWORK")
-	s.text(&c.TrustDomain, "trust-domain", "cluster.local", "trust domain of workloads whose record names none", "TRUST_DOMAIN")
+	s.text(&c.TrustDomain, "trust-domain", "cluster.local", "taken and not used: a workload is of the trust domain that its record names, else of cluster.local", "TRUST_DOMAIN")
 	s.text(&c.ClusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services, for the queries of pods whose DNS is captured", "CLUSTER_DOMAIN")
 	s.text(&c.PreferredNamespace, "preferred-service-namespace", "", "namespace whose services answer to host names that several have, if the asking pod's own has none", "PREFERED_SERVICE_NAMESPACE")
 	s.switched(&c.DNSCapture, "dns-capture", d.dnsCapture, "answer the queries that a foreign agent's rules redirect; our agent captures them per pod", "ISTIO_META_DNS_CAPTURE")
