@@ -74,13 +74,17 @@ func (s *Store) findWorkload(match func(*Workload) bool) *Workload {
 }
 
 // ServiceByVIP returns the service that a client reaches at an address, nil if there is none. Several with the same
-// address: one in the client's namespace wins, then canonical ones. Ranges of addresses come after single ones.
+// address: one in the client's namespace wins, then canonical ones. Ranges of addresses come after single ones, those of
+// workloads included: they are a fall-back (ambient section 5.8).
 func (s *Store) ServiceByVIP(network string, a netip.Addr, clientNamespace string) *Service {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	a = a.Unmap()
 	if svc := choose(s.vips.all(NetworkAddr{network, a}), clientNamespace); svc != nil {
 		return svc
+	}
+	if s.byAddr.first(NetworkAddr{network, a}) != nil {
+		return nil
 	}
 	return s.ranges[network].find(a, clientNamespace)
 }

@@ -76,9 +76,6 @@ func (p *prefixes) at(a netip.Addr) []*Service {
 	return list
 }
 
-// contains reports whether a service has a range with the address in it.
-func (p *prefixes) contains(a netip.Addr) bool { return len(p.at(a)) > 0 }
-
 // all lists every service once per range, in no order.
 func (p *prefixes) all() []*Service {
 	var list []*Service

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -42,7 +43,7 @@ func (r *router) balance(src *discovery.Workload, svc *discovery.Service, to net
 			candidates = append(candidates, endpoint{e.Workload, netip.AddrPortFrom(addr, port)})
 		}
 	}
-	picked := r.pick(nearest(src, svc, candidates))
+	picked := r.pick(nearest(src, svc, candidates), why)
 	switch {
 	case picked != nil:
 		return picked, nil
@@ -55,8 +56,9 @@ func (r *router) balance(src *discovery.Workload, svc *discovery.Service, to net
 	return nil, refuse(VerdictNoEndpoint, "no healthy upstream: service %s has no endpoint for port %d", svc.Key(), to.Port())
 }
 
-// pick takes turns among candidates in proportion to their capacity, nil if none has any.
-func (r *router) pick(candidates []endpoint) *endpoint {
+// pick takes turns among candidates in proportion to their capacity, nil if none has any. A gateway is chosen at random: turns
+// of the endpoint behind it would decide on it, too.
+func (r *router) pick(candidates []endpoint, why purpose) *endpoint {
 	var total uint64
 	for _, c := range candidates {
 		total += uint64(c.workload.Capacity)
@@ -64,7 +66,11 @@ func (r *router) pick(candidates []endpoint) *endpoint {
 	if total == 0 {
 		return nil
 	}
-	at := r.take(total)
+	take := r.take
+	if why == forGateway {
+		take = rand.Uint64N
+	}
+	at := take(total)
 	for i, c := range candidates {
 		if capacity := uint64(c.workload.Capacity); at >= capacity {
 			at -= capacity

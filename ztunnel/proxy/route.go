@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -59,6 +60,11 @@ func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, e
 	if w == nil {
 		return &route{carried: VerdictPassthrough, dial: to}, nil
 	}
+	return r.toAddressOf(src, w, to)
+}
+
+// toAddressOf goes to the address that the client asked for, which is w's own.
+func (r *router) toAddressOf(src, w *discovery.Workload, to netip.AddrPort) (*route, error) {
 	if w.Waypoint != nil && !r.isWaypoint(src, w.Waypoint) {
 		return r.viaWaypoint(src, w.Waypoint, nil, to)
 	}
@@ -73,7 +79,10 @@ func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to n
 	if err != nil {
 		return nil, err
 	}
-	if pick == nil {
+	if pick == nil { // the original destination, which may be a pod that is to be reached as any other
+		if w := r.store.WorkloadByAddr(r.network, to.Addr()); w != nil {
+			return r.toAddressOf(src, w, to)
+		}
 		return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
 	}
 	if pick.workload.Network != r.network {
@@ -91,7 +100,7 @@ func (r *router) waypointOf(svc *discovery.Service) *discovery.Gateway {
 	if total == 0 {
 		return svc.Waypoint
 	}
-	at := r.take(total)
+	at := rand.Uint64N(total) // not r.take: an endpoint is chosen next
 	for i, g := range svc.WeightedWaypoints {
 		if weight := uint64(g.Weight); at >= weight {
 			at -= weight

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluice-mesh/sluice/ztunnel/discovery"
+	"github.com/sluice-mesh/sluice/ztunnel/hbone"
+	"github.com/sluice-mesh/sluice/ztunnel/identity"
 )
 
 // wanted is a route, or the verdict of a refusal, as a test writes it.
@@ -83,6 +86,10 @@ func TestOutboundRoutes(t *testing.T) {
 		service("empty", "10.1.0.5", []uint16{80, 8080}),
 		service("onhost", "10.1.0.6", []uint16{80, 8080}),
 		service("passing", "10.1.0.7", []uint16{80, 80}, passthrough),
+		service("passing-pods", "10.0.0.0", nil, passthrough, func(s *discovery.Service) {
+			s.CIDRVIPs = append(s.CIDRVIPs, discovery.NetworkPrefix{Prefix: netip.MustParsePrefix("10.0.0.0/16")})
+		}),
+		service("passing-pod", "10.0.0.2", nil, passthrough),
 		service("gate", "10.1.0.8", []uint16{15008, 15008}),
 		pod("tunnel", "10.0.0.20", serving("tunnelgate", 80, 80), func(w *discovery.Workload) { w.AppTunnel = &discovery.Tunnel{Port: 15088} }),
 		pod("portless", "10.0.0.21", serving("portlessgate", 80, 80)),
@@ -125,6 +132,9 @@ func TestOutboundRoutes(t *testing.T) {
 		{"service: no endpoints", "client", "10.1.0.5:80", wanted{Refused: VerdictNoEndpoint}},
 		{"service: endpoints without capacity", "client", "10.1.0.15:80", wanted{Refused: VerdictNoEndpoint}},
 		{"service: passthrough", "client", "10.1.0.7:80", wanted{Carried: VerdictPassthrough, Dial: "10.1.0.7:80", Service: "passing"}},
+		{"service: passthrough, in whose range, and at whose address, a pod speaks HBONE", "client", "10.0.0.2:8080", hboneTo("10.0.0.2", "10.0.0.2:8080", "server", "")},
+		{"the same, at a pod with a waypoint", "client", "10.0.0.5:80", hboneTo("10.0.0.9", "10.0.0.5:80", "waypoint", "")},
+		{"service: passthrough, at a stranger's address", "client", "10.0.9.9:80", wanted{Carried: VerdictPassthrough, Dial: "10.0.9.9:80", Service: "passing-pods"}},
 		{"service: passthrough with waypoint", "client", "10.1.0.13:80", hboneTo("10.0.0.9", "10.1.0.13:80", "waypoint", "passing-waypoint")},
 		{"service: waypoint by address", "client", "10.1.0.9:80", hboneTo("10.0.0.9", "10.1.0.9:80", "waypoint", "byaddr")},
 		{"service: waypoint by host name", "client", "10.1.0.10:80", hboneTo("10.0.0.9", "10.1.0.10:80", "waypoint", "byname")},
@@ -139,7 +149,7 @@ func TestOutboundRoutes(t *testing.T) {
 		{"pod with waypoint, asked by that waypoint", "waypoint", "10.0.0.5:80", hboneTo("10.0.0.5", "10.0.0.5:80", "behind", "")},
 		{"the same, waypoint by host name", "waypoint", "10.0.0.6:80", hboneTo("10.0.0.6", "10.0.0.6:80", "behind-service", "")},
 		{"service of which the client must not know", "client", "10.1.0.16:80", wanted{Refused: VerdictNoEndpoint}},
-		{"the same, by a range of addresses", "client", "10.2.3.4:80", wanted{Refused: VerdictNoEndpoint}},
+		{"the same, by a range of addresses", "client", "10.2.3.4:80", wanted{Carried: VerdictPassthrough, Dial: "10.2.3.4:80"}},
 		{"loopback and a port of ztunnel", "client", "127.0.0.1:15008", wanted{Refused: VerdictReservedPort}},
 		{"loopback, IPv6", "client", "[::1]:15001", wanted{Refused: VerdictReservedPort}},
 	} {
@@ -170,6 +180,50 @@ func TestBalanceFollowsCapacity(t *testing.T) {
 	}
 	if got["a"] < 95 || got["a"] > 105 || got["a"]+got["b"] != 400 {
 		t.Errorf("got %v of 400, want about 100 for a and 300 for b", got)
+	}
+}
+
+// What is chosen first says nothing of what is chosen next.
+func TestChoicesAreIndependent(t *testing.T) {
+	waypoint := func(name, addr string) *discovery.Workload { return pod(name, addr, serving(name[:1], 15008, 15008)) }
+	store := storeOf(pod("client", "10.0.0.1"), waypoint("a1", "10.0.1.1"), waypoint("a2", "10.0.1.2"), waypoint("a3", "10.0.1.3"),
+		waypoint("b1", "10.0.2.1"), waypoint("b2", "10.0.2.2"), waypoint("b3", "10.0.2.3"),
+		service("a", "10.1.1.1", []uint16{15008, 15008}), service("b", "10.1.1.2", []uint16{15008, 15008}),
+		service("web", "10.1.0.1", []uint16{80, 80}, func(s *discovery.Service) {
+			for name, weight := range map[string]uint32{"a": 90, "b": 10} {
+				s.WeightedWaypoints = append(s.WeightedWaypoints, discovery.WeightedGateway{Gateway: *gatewayNamed(name), Weight: weight})
+			}
+		}))
+	r := &router{store: store}
+	src := store.WorkloadByUID("Kubernetes//Pod/default/client")
+	got := map[string]int{}
+	for range 9000 {
+		route, err := r.outbound(src, netip.MustParseAddrPort("10.1.0.1:80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[route.workload.Name]++
+	}
+	for name, n := range got {
+		if want := map[byte]int{'a': 2700, 'b': 300}[name[0]]; n < want*2/3 || n > want*3/2 {
+			t.Errorf("%s has %d of 9000 connections, want about %d", name, n, want)
+		}
+	}
+	if len(got) != 6 {
+		t.Errorf("chosen: %v, want six", got)
+	}
+}
+
+func TestHandshakeRefusals(t *testing.T) {
+	for want, err := range map[Verdict]error{
+		VerdictUnknownWorkload: refuse(VerdictUnknownWorkload, "not known"),
+		VerdictIdentity:        &identity.UnavailableError{Err: errors.New("the control plane is away")},
+		VerdictTLS:             errors.New("bad record"),
+	} {
+		err = fmt.Errorf("%w: %w", hbone.ErrTLS, err)
+		if got, _, _ := verdictOf(handshakeRefusal(err), ""); got != want {
+			t.Errorf("%v: got %s, want %s", err, got, want)
+		}
 	}
 }
 
