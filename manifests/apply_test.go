@@ -135,9 +135,10 @@ func TestExceptionsFromRestrictedAreThese(t *testing.T) {
 		exceptions []string
 	}{
 		"agent": {all.daemonSet(t, "sluice-system/sluice-installer").Spec.Template, []string{
+			`forbidden AppArmor profile (container "agent" must not set AppArmor profile type to "Unconfined")`,
 			`host namespaces (hostNetwork=true, hostPID=true)`,
 			`hostPort (container "agent" uses hostPort 15014)`,
-			`unrestricted capabilities (container "agent" must not include "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE" in securityContext.capabilities.add)`,
+			`unrestricted capabilities (container "agent" must not include "CHOWN", "DAC_OVERRIDE", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE" in securityContext.capabilities.add)`,
 			`restricted volume types (volumes "host", "run", "state", "bpffs", "cgroup", "netns" use restricted volume type "hostPath")`,
 			`runAsNonRoot != true (pod or container "agent" must set securityContext.runAsNonRoot=true)`,
 			`runAsUser=0 (container "agent" must not set runAsUser=0)`,

@@ -35,7 +35,10 @@ func renderings(t *testing.T) map[string]struct {
 		"chart, embedded":   {helm(t, "--set", "controlPlane.mode=embedded"), "sluice-system"},
 		"chart with api elsewhere": {helm(t, "--namespace", "mesh", "--set", "controlPlane.mode=api,controlPlane.api.replicas=3,"+
 			"controlPlane.api.extraArgs={--cluster-id=east}"), "mesh"},
-		"chart for istiod": {helm(t, istiod...), "sluice-system"},
+		"chart with a named bin folder":  {helm(t, "--set", "cni.binDir=/opt/cni/bin"), "sluice-system"},
+		"chart with a named conf folder": {helm(t, "--set", "cni.confDir=/etc/cni/net.d"), "sluice-system"},
+		"chart on Kubernetes 1.29":       {helm(t, "--kube-version", "1.29.0"), "sluice-system"},
+		"chart for istiod":               {helm(t, istiod...), "sluice-system"},
 		"chart with named CNI folders": {helm(t, append(folders, "--set", "podMonitor.enabled=true,agent.dnsCapture=true,"+
 			"agent.logLevel=debug,cni.mode=owned,agent.excludeNamespaces={a,b},ztunnel.env.LOG_LEVEL=debug")...), "sluice-system"},
 	}
@@ -48,6 +51,7 @@ func TestEveryRenderingHoldsTogether(t *testing.T) {
 			for _, ds := range []*appsv1.DaemonSet{agent, ztunnel} {
 				checkDaemonSet(t, r.objects, ds)
 			}
+			checkAgent(t, &agent.Spec.Template, strings.Contains(name, "1.29"))
 			checkBindings(t, r.objects)
 			checkStarts(t, built(t, "bin/sluice-installer"), agent.Spec.Template.Spec)
 			checkStarts(t, built(t, "bin/ztunnel"), ztunnel.Spec.Template.Spec)
@@ -59,6 +63,30 @@ func TestEveryRenderingHoldsTogether(t *testing.T) {
 				t.Error("no Deployment of the control plane")
 			}
 		})
+	}
+}
+
+// checkAgent wants what the agent is told of the node to be in its container, and AppArmor to let it work there: by an annotation
+// where Kubernetes has no field for it.
+func checkAgent(t *testing.T, pod *corev1.PodTemplateSpec, old bool) {
+	t.Helper()
+	c := &pod.Spec.Containers[0]
+	for _, arg := range c.Args {
+		flag, path, _ := strings.Cut(arg, "=")
+		if flag != "--cni-bin-dir" && flag != "--cni-conf-dir" && flag != "--host-root" || path == "auto" {
+			continue
+		}
+		if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == path && !m.ReadOnly }) {
+			t.Errorf("%s is not mounted in the agent's container", arg)
+		}
+	}
+	field := c.SecurityContext.AppArmorProfile
+	if byField := field != nil && field.Type == corev1.AppArmorProfileTypeUnconfined; byField == old {
+		t.Errorf("AppArmor profile by field: %v", field)
+	}
+	annotation := pod.Annotations["container.apparmor.security.beta.kubernetes.io/"+c.Name]
+	if byAnnotation := annotation == "unconfined"; byAnnotation != old {
+		t.Errorf("AppArmor profile by annotation: %q", annotation)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +30,15 @@ func TestAgentAndZtunnelRunInTheirContainers(t *testing.T) {
 	each(t, func(t *testing.T, r release) {
 		n := newNode(t, r)
 		n.importOurImages()
+		lists := n.giveFoldersTo(1000)
 		n.runDaemon("agent.yaml", "--run-dir="+n.RunDir(), "--state-dir="+n.StateDir(), "--pin-root="+n.PinRoot(),
 			"--source=files", "--manifests="+n.lab.Manifests(), "--workloads="+n.lab.Workloads(), "--ca-dir="+n.lab.CA(), "--cri-socket=/host"+n.socket())
 		n.waitChain("bridge", "portmap", "recorder", "sluice-cni")
+		for _, list := range lists {
+			if st, err := os.Stat(list); err != nil || st.Sys().(*syscall.Stat_t).Uid != 1000 {
+				t.Errorf("%s is not its owner's any more: %+v, %v", list, st, err)
+			}
+		}
 		n.runDaemon("ztunnel.yaml", "--zds-socket="+filepath.Join(n.RunDir(), "ztunnel.sock"), "--agent-socket="+n.AgentSocket(),
 			"--pin-root="+n.PinRoot(), "--xds-address=unix://"+filepath.Join(n.RunDir(), "controlplane.sock"))
 		// Pods that come after the agent: it must see namespaces that were mounted later.
@@ -40,6 +47,17 @@ func TestAgentAndZtunnelRunInTheirContainers(t *testing.T) {
 		n.eventuallyRuns("server", &server)
 		n.wantMesh("in containers", member, server, n.mustRun("stranger", "plain"))
 	})
+}
+
+// giveFoldersTo makes another user the owner of the CNI folders, as kubespray does, and of the lists that it returns.
+func (n *node) giveFoldersTo(uid int) (lists []string) {
+	n.t.Helper()
+	lists, err := filepath.Glob(filepath.Join(n.NetDir(), "*"))
+	n.must(err)
+	for _, path := range append([]string{n.NetDir(), n.BinDir()}, lists...) {
+		n.must(os.Chown(path, uid, uid))
+	}
+	return lists
 }
 
 // eventuallyRuns makes a pod of the mesh; until ztunnel is there its ADD is to be tried again.
