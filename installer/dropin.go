@@ -34,7 +34,7 @@ func (c *cniConfig) chooseMode(ctx context.Context, at *places, p *paths, log *s
 	if err != nil || cniconf.Contains(list) {
 		return modeChained, err
 	}
-	_, _, err = cniconf.InstallDropIn(at.ConfDir, c.entry(p))
+	path, _, err := cniconf.InstallDropIn(at.ConfDir, c.entry(p))
 	if errors.Is(err, cniconf.ErrNoDropIn) {
 		return modeChained, nil
 	}
@@ -46,6 +46,7 @@ func (c *cniConfig) chooseMode(ctx context.Context, at *places, p *paths, log *s
 		_, err := cniconf.RemoveDropIn(at.ConfDir)
 		return modeChained, err
 	}
+	at.Loaded = path
 	log.Info("the runtime reads the network's folder")
 	return modeDropIn, nil
 }
@@ -68,18 +69,39 @@ func (c *cniConfig) runtimeReads(ctx context.Context, dir string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
+// seeLoaded returns an error if the runtime has not read the entry in the network's folder. Without this word a runtime that
+// does not read the folder would let all pods pass. It asks until the answer is yes: that the file is there, from an earlier
+// try or an earlier agent, says nothing.
+//
+// The file stays after an error. A runtime that is only slow has it at the next try, and one that never reads it takes no
+// harm.
+func (c *cniConfig) seeLoaded(ctx context.Context, at *places) error {
+	if at.Loaded == at.Entry || !c.runtimeReads(ctx, at.ConfDir) {
+		return nil
+	}
+	if err := c.waitLoaded(ctx); err != nil {
+		return fmt.Errorf("%q is not read: %w", at.Entry, err)
+	}
+	at.Loaded = at.Entry
+	return nil
+}
+
 // waitLoaded waits until the runtime has our plugin in its chain.
 func (c *cniConfig) waitLoaded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
+	var chain []string
 	for {
 		info, err := c.askRuntime(ctx)
-		if err == nil && slices.Contains(info.Plugins, cniconf.PluginType) {
+		if err == nil {
+			chain = info.Plugins
+		}
+		if slices.Contains(chain, cniconf.PluginType) {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("after %v its chain is %v", loadTimeout, info.Plugins), err)
+			return errors.Join(fmt.Errorf("after %v its chain is %v", loadTimeout, chain), err)
 		case <-time.After(loadPoll):
 		}
 	}

@@ -157,9 +157,11 @@ func (c *cniConfig) installEntry(ctx context.Context, at *places, p *paths, log 
 	if changed {
 		log.Info("conflist entry installed", "path", at.Entry, "mode", mode)
 	}
-	if changed && mode == modeDropIn && c.runtimeReads(ctx, at.ConfDir) {
-		// Without this word a runtime that does not read the folder would let all pods pass.
-		err = c.waitLoaded(ctx)
+	if changed || err != nil {
+		at.Loaded = ""
+	}
+	if err == nil && mode == modeDropIn {
+		err = c.seeLoaded(ctx, at)
 	}
 	return changed, err
 }

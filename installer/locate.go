@@ -26,6 +26,7 @@ type places struct {
 	Guess           error  // why no runtime did, if they are those of a known layout; [errSlow] if one may yet
 	Mode            string // what "auto" was found to be; empty until then
 	Entry           string // the file that has our entry
+	Loaded          string // Entry, once the runtime is seen to have read it from the network's folder
 }
 
 // errSlow reports a runtime that is there and does not answer in time, as on a node that has just started.
