@@ -27,6 +27,7 @@ type said struct {
 	bin      string
 	plugins  []string // its chain
 	statuses int      // how often it was asked
+	stop     func()
 }
 
 func (s *said) change(f func(*said)) {
@@ -64,7 +65,7 @@ func (s *said) Status(context.Context, *runtime.StatusRequest) (*runtime.StatusR
 }
 
 // serve has it listen at one of the usual sockets below root, whose folder is there.
-func (s *said) serve(t *testing.T, root, socket string) (stop func()) {
+func (s *said) serve(t *testing.T, root, socket string) {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(root, socket))
 	if err != nil {
@@ -73,8 +74,8 @@ func (s *said) serve(t *testing.T, root, socket string) (stop func()) {
 	server := grpc.NewServer()
 	runtime.RegisterRuntimeServiceServer(server, s)
 	go func() { _ = server.Serve(l) }()
+	s.stop = server.Stop
 	t.Cleanup(server.Stop)
-	return server.Stop
 }
 
 const containerd = "run/containerd/containerd.sock"

@@ -100,7 +100,7 @@ func TestKeeperGoesWhereTheRuntimeSays(t *testing.T) {
 	f := &fickle{may: make(chan struct{})}
 	close(f.may)
 	k := newKept(t, func(k *kept) {
-		k.tune = func(k *keeper) { k.guessEvery = 0 }
+		k.tune = func(k *keeper) { k.askEvery = 0 }
 	})
 	k.wantInPlace()
 	k.write("var/cni/net.d/10-net.conflist", keptConf)

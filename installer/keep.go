@@ -31,9 +31,11 @@ const (
 	keepWarnAfter = 5
 	keepCalm      = time.Minute
 	// slowRuntime is how long the word of a runtime that does not answer in time is waited for before the folders are
-	// guessed, and guessEvery the time between two questions after that.
+	// guessed.
 	slowRuntime = time.Minute
-	guessEvery  = time.Minute
+	// askEvery is the time between two questions to the runtime once there are folders. Those that it named may be others
+	// after an upgrade or a change of its configuration.
+	askEvery = time.Minute
 	// leaveTimeout bounds the decision and the removal when the agent ends.
 	leaveTimeout = 10 * time.Second
 )
@@ -48,17 +50,17 @@ type keeper struct {
 	at        *places // nil until found
 	began     time.Time
 	located   time.Time // when at was looked for
-	left      *places   // folders that were guessed wrong, and have something of ours
+	left      []*places // those before at, until what is ours is out of them
 	reinstall atomic.Uint64
 	last      time.Time // of the last reinstall
 	inARow    int
 
-	guessEvery time.Duration
-	said       string // the last error that was logged
+	askEvery time.Duration
+	said     string // the last error that was logged
 }
 
 func newKeeper(cfg *cniConfig, p *paths, log *slog.Logger, report func(bool)) *keeper {
-	return &keeper{cfg: cfg, paths: p, log: log, report: report, began: time.Now(), guessEvery: guessEvery}
+	return &keeper{cfg: cfg, paths: p, log: log, report: report, began: time.Now(), askEvery: askEvery}
 }
 
 // run installs, closes installed once that has worked, and keeps it so until ctx ends; then it leaves the node or not,
@@ -128,24 +130,36 @@ func (k *keeper) look(w *fsnotify.Watcher, ctx context.Context) (changed bool, e
 		}
 	}
 	changed, err = k.cfg.installInto(ctx, k.at, k.paths, k.log)
-	if left := k.left; err == nil && left != nil {
-		k.left, changed = nil, false // nobody overwrote it
-		if err := left.uninstall(k.log); err != nil {
-			k.log.Warn("plugin and entry stay in the folders that were guessed", "conf", left.ConfDir, "bin", left.BinDir, "err", err)
-		}
+	if err == nil && len(k.left) > 0 {
+		changed = false // nobody overwrote it
+		k.tidy()
 	}
 	return changed, err
 }
 
-// locate finds the folders, or goes from those that were guessed to those that the runtime names by now.
+// tidy takes what is ours out of the folders before these.
+func (k *keeper) tidy() {
+	for _, left := range k.left {
+		rest := left.without(k.at)
+		if rest == nil {
+			continue
+		}
+		if err := rest.uninstall(k.log); err != nil {
+			k.log.Warn("plugin and entry stay in the folders of before", "conf", rest.ConfDir, "bin", rest.BinDir, "err", err)
+		}
+	}
+	k.left = nil
+}
+
+// locate finds the folders, or goes from those of before to those that the runtime names by now.
 func (k *keeper) locate(ctx context.Context) error {
 	now := time.Now()
-	if k.at != nil && (k.at.Guess == nil || now.Sub(k.located) < k.guessEvery) {
+	if k.at != nil && now.Sub(k.located) < k.askEvery && !k.at.gone() {
 		return nil
 	}
 	at, err := k.cfg.locate(ctx)
 	switch {
-	case k.at != nil && (err != nil || at.Guess != nil):
+	case k.at != nil && (err != nil || !k.at.gives(at)):
 		k.located = now
 		return nil
 	case err != nil:
@@ -157,15 +171,37 @@ func (k *keeper) locate(ctx context.Context) error {
 	if at.Guess != nil {
 		k.log.Info("no container runtime says where its CNI folders are: they are guessed, and it is asked again and again; --cni-conf-dir and --cni-bin-dir name them", "err", at.Guess)
 	}
-	k.left, k.at, k.located = k.at.without(at), at, now
+	if k.at != nil {
+		k.left = append(k.left, k.at)
+	}
+	k.at, k.located = at, now
 	return nil
+}
+
+// gives tells whether the folders give way to others. A runtime of another version is a reason too: "auto" may be another
+// mode there. A second runtime is none while the folders are there, for the one that named them may only be starting again.
+func (at *places) gives(to *places) bool {
+	switch {
+	case to.Guess != nil:
+		return at.Guess != nil && at.gone()
+	case at.Guess == nil && at.Socket != to.Socket:
+		return at.gone()
+	}
+	return at.Source != to.Source || at.without(to) != nil
+}
+
+// gone tells whether a folder is not there any more.
+func (at *places) gone() bool {
+	for _, dir := range []string{at.ConfDir, at.BinDir} {
+		if _, err := os.Stat(dir); dir != "" && errors.Is(err, os.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }
 
 // without is what of the folders is not among others, nil if nothing.
 func (at *places) without(others *places) *places {
-	if at == nil {
-		return nil
-	}
 	rest := &places{}
 	for _, d := range []struct{ rest, ours, others *string }{
 		{&rest.ConfDir, &at.ConfDir, &others.ConfDir}, {&rest.BinDir, &at.BinDir, &others.BinDir},

@@ -23,6 +23,7 @@ const auto = "auto"
 type places struct {
 	ConfDir, BinDir string
 	Source          string // who named them
+	Socket          string // of the runtime that did; empty if none
 	Guess           error  // why no runtime did, if they are those of a known layout; [errSlow] if one may yet
 	Mode            string // what "auto" was found to be; empty until then
 	Entry           string // the file that has our entry
@@ -41,40 +42,40 @@ func (c *cniConfig) locate(ctx context.Context) (*places, error) {
 	if c.ConfDir != auto && c.BinDir != auto {
 		return at, nil
 	}
-	conf, bin, source, guess, err := c.find(ctx)
+	found, err := c.find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find CNI folders: %w", err)
 	}
-	at.Source, at.Guess = source, guess
+	at.Source, at.Socket, at.Guess = found.Source, found.Socket, found.Guess
 	for _, d := range []struct {
 		given *string
 		found string
-	}{{&at.ConfDir, conf}, {&at.BinDir, bin}} {
+	}{{&at.ConfDir, found.ConfDir}, {&at.BinDir, found.BinDir}} {
 		if *d.given != auto {
 			continue
 		}
 		// A folder that is missing may come; until then there is no configuration in it.
 		if *d.given, err = cniconf.Under(c.HostRoot, d.found); err != nil {
-			return nil, fmt.Errorf("%s says %q: %w (%w)", source, d.found, cniconf.ErrNoConfig, err)
+			return nil, fmt.Errorf("%s says %q: %w (%w)", at.Source, d.found, cniconf.ErrNoConfig, err)
 		}
 	}
 	return at, nil
 }
 
-// find returns the node's paths. guess is set if they are not the runtime's word.
-func (c *cniConfig) find(ctx context.Context) (conf, bin, source string, guess, err error) {
+// find returns the folders with the node's own paths.
+func (c *cniConfig) find(ctx context.Context) (places, error) {
 	info, runtimeErr := c.askRuntime(ctx)
 	if runtimeErr == nil {
-		return info.ConfDir, c.binDirOf(info), info.Name + " " + info.Version, nil, nil
+		return places{ConfDir: info.ConfDir, BinDir: c.binDirOf(info), Source: info.Name + " " + info.Version, Socket: info.Socket}, nil
 	}
 	if c.CRISocket != "" && !errors.Is(runtimeErr, cri.ErrNotTold) {
-		return "", "", "", nil, fmt.Errorf("%w (%w)", cniconf.ErrNoConfig, runtimeErr) // it may not run yet
+		return places{}, fmt.Errorf("%w (%w)", cniconf.ErrNoConfig, runtimeErr) // it may not run yet
 	}
 	layout, err := cniconf.FindLayout(c.HostRoot)
 	if err != nil {
-		return "", "", "", nil, errors.Join(runtimeErr, err)
+		return places{}, errors.Join(runtimeErr, err)
 	}
-	return layout.ConfDir, layout.BinDir, "layout " + layout.Name, runtimeErr, nil
+	return places{ConfDir: layout.ConfDir, BinDir: layout.BinDir, Source: "layout " + layout.Name, Guess: runtimeErr}, nil
 }
 
 // binDirOf is the first of the runtime's folders that exists.

@@ -35,6 +35,7 @@ var ErrNotTold = errors.New("the runtime does not say where its CNI configuratio
 
 // Info is what a runtime says of itself. Paths are those of the runtime's own mount namespace: the node's.
 type Info struct {
+	Socket        string // that it answered on
 	Name, Version string // "containerd", "1.6.20"
 	ConfDir       string
 	BinDirs       []string
@@ -54,6 +55,7 @@ func Ask(ctx context.Context, socket string) (Info, error) {
 	}
 	defer func() { _ = conn.Close() }()
 	info, err := ask(ctx, runtime.NewRuntimeServiceClient(conn))
+	info.Socket = socket
 	if err != nil {
 		return info, fmt.Errorf("ask runtime at %q: %w", socket, err)
 	}

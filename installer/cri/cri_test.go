@@ -47,13 +47,14 @@ func serve(t *testing.T, info map[string]string) (socket string) {
 }
 
 func TestAskReadsWhatContainerdSays(t *testing.T) {
-	got, err := Ask(t.Context(), serve(t, map[string]string{"cniconfig": `{"PluginDirs": ["/a/bin", "/b"], "PluginConfDir": "/a/net.d",
+	socket := serve(t, map[string]string{"cniconfig": `{"PluginDirs": ["/a/bin", "/b"], "PluginConfDir": "/a/net.d",
 		"Networks": [{"Config": {"Plugins": [{"Network": {"type": "loopback"}}]}, "IFName": "lo"},
-		{"Config": {"Plugins": [{"Network": {"type": "ptp"}}, {"Network": {"type": "portmap"}}]}, "IFName": "eth0"}]}`}))
+		{"Config": {"Plugins": [{"Network": {"type": "ptp"}}, {"Network": {"type": "portmap"}}]}, "IFName": "eth0"}]}`})
+	got, err := Ask(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Info{Name: "named", Version: "1.2", ConfDir: "/a/net.d", BinDirs: []string{"/a/bin", "/b"}, Plugins: []string{"ptp", "portmap"}}
+	want := Info{Socket: socket, Name: "named", Version: "1.2", ConfDir: "/a/net.d", BinDirs: []string{"/a/bin", "/b"}, Plugins: []string{"ptp", "portmap"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
