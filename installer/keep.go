@@ -51,6 +51,7 @@ type keeper struct {
 	began     time.Time
 	located   time.Time // when at was looked for
 	left      []*places // those before at, until what is ours is out of them
+	out       bool      // plugin and entry were taken off the node
 	reinstall atomic.Uint64
 	last      time.Time // of the last reinstall
 	inARow    int
@@ -274,7 +275,7 @@ func wait(ctx context.Context, w *fsnotify.Watcher, failed bool) bool {
 // end takes plugin and entry away if the agent is not to come back.
 func (k *keeper) end(ctx context.Context) error {
 	k.report(false)
-	if k.cfg.Leave == nil || k.at == nil {
+	if k.cfg.Leave == nil {
 		return ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
@@ -285,5 +286,29 @@ func (k *keeper) end(ctx context.Context) error {
 		return nil
 	}
 	k.log.Info("plugin and conflist entry are taken off this node", "reason", reason)
-	return k.at.uninstall(k.log)
+	return k.takeOut(ctx)
+}
+
+// takeOut takes plugin and entry off the node, if that is not done yet. After an error they may be there still.
+func (k *keeper) takeOut(ctx context.Context) (err error) {
+	switch {
+	case k.out:
+		return nil
+	case k.cfg.ConfDir == "": // the plugin stays with the entry that names it
+		return errors.New("--cni-conf-dir is empty: whoever put in the entry has to take it out")
+	}
+	at := k.at
+	if at == nil {
+		if at, err = k.cfg.locate(ctx); err == nil {
+			err = at.Guess
+		}
+		if err != nil { // an agent before this one may have been told
+			return errors.Join(fmt.Errorf("the CNI folders are not known: %w", err), k.cfg.uninstallAnywhere(k.log))
+		}
+	}
+	for _, p := range append(k.left, at) {
+		err = errors.Join(err, p.uninstall(k.log))
+	}
+	k.out = err == nil
+	return err
 }

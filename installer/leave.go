@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluice-mesh/sluice/installer/kube"
+	"github.com/sluice-mesh/sluice/internal/nodeapi"
 )
 
 // clearTimeout bounds what an agent does that leaves its node for good. Kubernetes gives it 30 s.
@@ -49,7 +50,7 @@ func (a *agent) watchOwn(ctx context.Context) {
 	a.leaver.own = own
 }
 
-// clear takes all pods of the node out of the mesh, and what the agent keeps of it off the node, if it is not to come back.
+// clear takes the CNI entry off the node, all its pods out of the mesh, and then what the agent keeps, if it is not to come back.
 // Call it when all else has ended.
 func (a *agent) clear(ctx context.Context) (left bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTimeout)
@@ -59,25 +60,43 @@ func (a *agent) clear(ctx context.Context) (left bool, err error) {
 		return false, nil
 	}
 	a.log.Info("the mesh is taken off this node", "reason", reason)
+	stays := a.keeper.takeOut(ctx)
 	err = a.enroller.LeaveAll(ctx)
 	if e := a.api.reporter.Retract(ctx); e != nil { // whoever deletes all at once leaves no right to
 		a.log.Warn("annotations of pods stay", "err", e)
 	}
 	err = errors.Join(err, a.node.Unload())
-	for _, dir := range []string{a.cfg.RunDir, a.cfg.StateDir} {
-		err = errors.Join(err, empty(dir))
+	if stays != nil {
+		err = errors.Join(err, stays, a.letPass(stays))
+	}
+	for dir, keep := range map[string]string{a.cfg.RunDir: nodeapi.ReadyFile, a.cfg.StateDir: nodeapi.LastKnownFile} {
+		if stays == nil {
+			keep = ""
+		}
+		err = errors.Join(err, empty(dir, keep))
 	}
 	return true, err
 }
 
-// empty removes what is in a folder. The folder may be a mount.
-func empty(dir string) error {
+// letPass leaves word for a plugin that stays, and would refuse every pod for want of an agent that does not come again:
+// nobody is in the mesh, and the agent was ready.
+func (a *agent) letPass(stays error) error {
+	a.log.Error("the CNI entry may still be on this node: new pods start outside the mesh. Run \"sluice-installer uninstall --cni-conf-dir auto --cni-bin-dir auto\" on the node, and then empty the two folders",
+		"run", a.cfg.RunDir, "state", a.cfg.StateDir, "err", stays)
+	var nobody nodeapi.LastKnown
+	return errors.Join(nobody.Save(a.cfg.StateDir), nodeapi.MarkReady(a.cfg.RunDir))
+}
+
+// empty removes what is in a folder, but for the file to keep. The folder may be a mount.
+func empty(dir, keep string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		if e.Name() != keep {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
 	}
 	return err
 }

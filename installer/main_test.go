@@ -86,9 +86,15 @@ func (p *place) flags() []string {
 // start runs an agent; the returned func ends it and returns its exit code.
 func (p *place) start(more ...string) (log *output, stop func() int) {
 	p.t.Helper()
+	return p.startWith(append([]string{"--manifests", p.path("manifests")}, more...)...)
+}
+
+// startWith starts an agent that has no manifests of itself.
+func (p *place) startWith(more ...string) (log *output, stop func() int) {
+	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log = &output{}
-	args := append([]string{"agent", "--node-name", "node1", "--manifests", p.path("manifests")}, p.flags()...)
+	args := append([]string{"agent", "--node-name", "node1"}, p.flags()...)
 	done := make(chan int, 1)
 	go func() { done <- run(ctx, append(args, more...), io.Discard, log) }()
 	var once sync.Once

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	lastKnownFile = "enrolment.json"
-	readyFile     = "ready"
+	// LastKnownFile is what Save writes, in the state folder.
+	LastKnownFile = "enrolment.json"
+	// ReadyFile is what MarkReady writes, in the run folder.
+	ReadyFile = "ready"
 )
 
 // LastKnown is the enrolment that the agent keeps on disk for the plugin to go by while the agent is away.
@@ -53,13 +55,13 @@ func (l *LastKnown) Save(stateDir string) error {
 	if err != nil {
 		return fmt.Errorf("save last known enrolment: %w", err)
 	}
-	return atomicfile.Write(filepath.Join(stateDir, lastKnownFile), append(b, '\n'), 0o600)
+	return atomicfile.Write(filepath.Join(stateDir, LastKnownFile), append(b, '\n'), 0o600)
 }
 
 // LoadLastKnown reads what Save wrote. It returns an error wrapping fs.ErrNotExist when no agent ever ran here, and any
 // other error when the file is not to be trusted; both mean that every pod may be enrolled.
 func LoadLastKnown(stateDir string) (*LastKnown, error) {
-	path := filepath.Join(stateDir, lastKnownFile)
+	path := filepath.Join(stateDir, LastKnownFile)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("load last known enrolment: %w", err)
@@ -80,13 +82,13 @@ func MarkReady(runDir string) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(runDir, readyFile), []byte(id+"\n"), 0o644)
+	return atomicfile.Write(filepath.Join(runDir, ReadyFile), []byte(id+"\n"), 0o644)
 }
 
 // ReadySinceBoot reports whether MarkReady was called since the machine booted. A run folder that survives a reboot
 // does no harm: the boot id tells.
 func ReadySinceBoot(runDir string) (bool, error) {
-	b, err := os.ReadFile(filepath.Join(runDir, readyFile))
+	b, err := os.ReadFile(filepath.Join(runDir, ReadyFile))
 	if os.IsNotExist(err) {
 		return false, nil
 	}

@@ -230,7 +230,7 @@ func TestLastKnownSurvivesAndFailsClosed(t *testing.T) {
 		t.Fatalf("with all namespaces: got %+v, %v", got, err)
 	}
 	for _, bad := range []string{"", "{}", `{"version":1}`, `{"version":2,"namespaces":[]}`, `{"version":1,"namespaces":["a"`, "null"} {
-		if err := os.WriteFile(filepath.Join(dir, lastKnownFile), []byte(bad), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, LastKnownFile), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := LoadLastKnown(dir); err == nil {
@@ -252,7 +252,7 @@ func TestReadyMarkerKnowsTheBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(true)
-	if err := os.WriteFile(filepath.Join(dir, readyFile), []byte("another-boot\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ReadyFile), []byte("another-boot\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	check(false)
