@@ -293,7 +293,7 @@ func (f *fakeStates) get() []State {
 func TestReporterAnnotatesAndTells(t *testing.T) {
 	c := newCluster(t)
 	c.namespace("shop", map[string]string{"istio.io/dataplane-mode": "ambient"})
-	web, host := c.pod("shop", "web", "n1"), c.pod("shop", "host", "n1", ambient, func(p *corev1.Pod) { p.Spec.HostNetwork = true })
+	web, db, host := c.pod("shop", "web", "n1"), c.pod("shop", "db", "n1"), c.pod("shop", "host", "n1", ambient, func(p *corev1.Pod) { p.Spec.HostNetwork = true })
 	n, _ := c.node(t.TempDir(), controlplane.Rules{})
 	states := &fakeStates{}
 	r := NewReporter(ReporterConfig{Client: c.client, Node: n, States: states.get})
@@ -305,21 +305,44 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 	state := State{UID: string(web.UID), Namespace: "shop", Name: "web"}
 	pending, enabled := state, state
 	pending.Problem, enabled.Served = "no ztunnel answers", true
+	// say tells of the pod, and returns once the reporter has gone by that.
+	say := func(all ...State) {
+		for _, served := range []bool{true, false, true} { // a pass begins after the one before ended
+			states.set(append(all, State{UID: string(db.UID), Namespace: "shop", Name: "db", Served: served, Problem: "none"})...)
+			r.Kick()
+			c.wantRedirection(db, annotationFor(State{Served: served, Problem: "none"}, true, ""))
+		}
+	}
 	for _, step := range []struct {
-		state State
-		want  string
-	}{{pending, "pending"}, {enabled, "enabled"}, {state, ""}, {enabled, "enabled"}} {
-		states.set(step.state)
-		r.Kick()
-		c.wantRedirection(web, step.want)
+		name   string
+		states []State
+		want   string
+	}{
+		{"not yet served", []State{state}, ""},
+		{"a problem", []State{pending}, "pending"},
+		{"served", []State{enabled}, "enabled"},
+		{"a new sandbox comes up", []State{state}, "enabled"},
+		{"no sandbox", nil, "enabled"},
+		{"a problem again", []State{pending}, "pending"},
+		{"no sandbox after that", nil, "pending"},
+		{"served again", []State{enabled}, "enabled"},
+	} {
+		say(step.states...)
+		if got, err := c.redirection(web); err != nil || got != step.want {
+			t.Errorf("%s: annotation is %q, %v, want %q", step.name, got, err, step.want)
+		}
 	}
 	// What somebody else changed, and what was missed while the API was away, is put right.
 	c.patch(web, "status", `{"metadata":{"annotations":{"ambient.istio.io/redirection":null}}}`)
 	c.wantRedirection(web, "enabled")
 	c.APIServer.Stop()
-	states.set(state)
+	states.set(pending)
 	r.Kick()
 	c.APIServer.Start()
+	c.wantRedirection(web, "pending")
+	// Out of the mesh, it is no longer said to be in it.
+	states.set(state)
+	c.patch(web, "", `{"metadata":{"labels":{"istio.io/dataplane-mode":"none"}}}`)
 	c.wantRedirection(web, "")
 
 	c.wantEvent(web, "MeshProblem", "no ztunnel answers")
@@ -331,15 +354,20 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 func (c *cluster) wantRedirection(p *corev1.Pod, want string) {
 	c.Helper()
 	testutil.Eventually(c, patience, func() error {
-		now, err := c.client.CoreV1().Pods(p.Namespace).Get(c.Context(), p.Name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if got := now.Annotations["ambient.istio.io/redirection"]; got != want {
-			return fmt.Errorf("redirection of %s is %q, want %q", p.Name, got, want)
+		if got, err := c.redirection(p); err != nil || got != want {
+			return fmt.Errorf("redirection of %s is %q, %v, want %q", p.Name, got, err, want)
 		}
 		return nil
 	})
+}
+
+// redirection is what the API says of a pod.
+func (c *cluster) redirection(p *corev1.Pod) (string, error) {
+	now, err := c.client.CoreV1().Pods(p.Namespace).Get(c.Context(), p.Name, metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	return now.Annotations[annotationRedirection], nil
 }
 
 func (c *cluster) wantEvent(p *corev1.Pod, reason, text string) {

@@ -129,7 +129,7 @@ func (r *Reporter) report(ctx context.Context) error {
 		present[pod.UID] = true
 		state, known := stateOf(states, pod)
 		wanted, reason := snapshot.Enrolled(pod.Namespace, pod.Name)
-		errs = append(errs, r.annotate(ctx, pod, annotationFor(state, wanted)))
+		errs = append(errs, r.annotate(ctx, pod, annotationFor(state, wanted, pod.Annotations[annotationRedirection])))
 		r.events.tell(podRef(pod), noticeFor(pod, state, known, wanted, reason))
 	}
 	r.tellRefusals()
@@ -145,13 +145,18 @@ func stateOf(states map[types.UID]State, pod *corev1.Pod) (State, bool) {
 	return s, ok
 }
 
-// annotationFor is what the annotation should be; empty for none.
-func annotationFor(s State, wanted bool) string {
+// annotationFor is what the annotation should be, which is now something; empty for none.
+//
+// A pod that belongs into the mesh keeps what it has while it has no sandbox, as one that ends or whose node was rebooted,
+// or a new one comes up: without the annotation peers would send to its address in clear.
+func annotationFor(s State, wanted bool, now string) string {
 	switch {
 	case s.Served:
 		return redirectionEnabled
 	case wanted && s.Problem != "":
 		return redirectionPending
+	case wanted:
+		return now
 	}
 	return ""
 }
