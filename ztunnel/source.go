@@ -70,6 +70,9 @@ func (z *ztunnel) followXDS(life context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !c.xdsServer().Local() { // an agent's own control plane tells of the mesh alone
+		z.store.RememberGone()
+	}
 	z.synced = xds.Synced()
 	z.life.Go(func() { _ = xds.Run(life) })
 	return nil

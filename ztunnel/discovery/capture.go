@@ -20,13 +20,18 @@ type CaptureSet struct {
 // speak HBONE or are behind a waypoint, and VIPs of services that are behind one or have any such workload.
 //
 // Health plays no part: while all pods of a service are unready its VIP stays in the set, so that no connection slips
-// past in clear. Whoever keeps a kernel set equal to this adds before it removes, again after each change of Addresses.
+// past in clear. Addresses of workloads that are gone stay for a moment, see [Store.Gone]. Whoever keeps a kernel set equal to this adds before it removes, again after each change of Addresses.
 func (s *Store) CaptureSet(network string) CaptureSet {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	addrs := map[netip.Addr]struct{}{}
 	for key, workloads := range s.byAddr.byKey {
 		if key.Network == network && slices.ContainsFunc(workloads, (*Workload).inMesh) {
+			addrs[key.Addr] = struct{}{}
+		}
+	}
+	for key := range s.gone {
+		if key.Network == network {
 			addrs[key.Addr] = struct{}{}
 		}
 	}

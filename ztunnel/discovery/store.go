@@ -34,6 +34,10 @@ type Store struct {
 	fadings     map[string]map[string]fading // by the workload's uid, and the policy's name; mostly empty
 	fadeTimer   bool                         // endFades will be called
 
+	remembersGone bool
+	gone          map[NetworkAddr]gone // addresses of no workload
+	goneTimer     bool                 // endGone will be called
+
 	subscribers map[*Subscription]struct{}
 }
 
@@ -58,6 +62,7 @@ func NewStore() *Store {
 		global:      newIndex[struct{}](byKey),
 		byNamespace: newIndex[string](byKey),
 		fadings:     map[string]map[string]fading{},
+		gone:        map[NetworkAddr]gone{},
 		subscribers: map[*Subscription]struct{}{},
 	}
 }
@@ -120,6 +125,7 @@ func (s *Store) removeAddress(name string, c *changes) {
 	if w := s.workloads[name]; w != nil {
 		delete(s.fadings, name)
 		s.dropWorkload(w, c)
+		s.keepGone(w)
 	}
 }
 
@@ -143,6 +149,10 @@ func (s *Store) putWorkload(w *Workload, c *changes) {
 	}
 	for _, a := range w.indexed() {
 		s.byAddr.add(NetworkAddr{w.Network, a}, w)
+		delete(s.gone, NetworkAddr{w.Network, a})
+	}
+	if old != nil {
+		s.keepGone(old)
 	}
 	for key := range w.Services {
 		if s.members[key] == nil {

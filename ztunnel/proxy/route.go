@@ -44,7 +44,8 @@ type router struct {
 
 // outbound decides where a connection of src to the address to goes. Ambient section 8.1.
 //
-// An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through.
+// An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through,
+// or one that was last heard of as a workload's some time ago.
 func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, error) {
 	if to.Addr().IsLoopback() && r.isReserved(to.Port()) {
 		return nil, refuse(VerdictReservedPort, "port %d is ztunnel's own", to.Port())
@@ -57,10 +58,18 @@ func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, e
 	if w == nil && r.store.IsVIP(r.network, to.Addr()) {
 		return nil, refuse(VerdictNoEndpoint, "no healthy upstream: the service at %s is not visible in namespace %s", to, src.Namespace)
 	}
-	if w == nil {
-		return &route{carried: VerdictPassthrough, dial: to}, nil
+	if w != nil {
+		return r.toAddressOf(src, w, to)
 	}
-	return r.toAddressOf(src, w, to)
+	return r.passThrough(to, nil)
+}
+
+// passThrough leaves a connection as it is, unless a workload in the mesh had the address until a moment ago.
+func (r *router) passThrough(to netip.AddrPort, svc *discovery.Service) (*route, error) {
+	if name := r.store.Gone(r.network, to.Addr()); name != "" {
+		return nil, refuse(VerdictNoEndpoint, "no healthy upstream: %s was %s, which is gone", to.Addr(), name)
+	}
+	return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
 }
 
 // toAddressOf goes to the address that the client asked for, which is w's own.
@@ -83,7 +92,7 @@ func (r *router) toService(src *discovery.Workload, svc *discovery.Service, to n
 		if w := r.store.WorkloadByAddr(r.network, to.Addr()); w != nil {
 			return r.toAddressOf(src, w, to)
 		}
-		return &route{carried: VerdictPassthrough, dial: to, service: svc}, nil
+		return r.passThrough(to, svc)
 	}
 	if pick.workload.Network != r.network {
 		return r.throughGateway(src, pick.workload, svc, to)

@@ -108,6 +108,11 @@ func TestOutboundRoutes(t *testing.T) {
 			s.CIDRVIPs = append(s.CIDRVIPs, discovery.NetworkPrefix{Prefix: netip.MustParsePrefix("10.2.0.0/16")})
 		}),
 	)
+	store.RememberGone()
+	store.Apply(discovery.Update{Workloads: []*discovery.Workload{
+		pod("gone", "10.3.0.1", withAddr("10.0.9.77")), pod("gone-plain", "10.3.0.2", plainTCP),
+	}})
+	store.Apply(discovery.Update{RemoveAddresses: []string{"Kubernetes//Pod/default/gone", "Kubernetes//Pod/default/gone-plain"}})
 	for _, tc := range []struct {
 		name, src, to string
 		want          wanted
@@ -150,6 +155,9 @@ func TestOutboundRoutes(t *testing.T) {
 		{"the same, waypoint by host name", "waypoint", "10.0.0.6:80", hboneTo("10.0.0.6", "10.0.0.6:80", "behind-service", "")},
 		{"service of which the client must not know", "client", "10.1.0.16:80", wanted{Refused: VerdictNoEndpoint}},
 		{"the same, by a range of addresses", "client", "10.2.3.4:80", wanted{Carried: VerdictPassthrough, Dial: "10.2.3.4:80"}},
+		{"address of a pod that is gone", "client", "10.3.0.1:80", wanted{Refused: VerdictNoEndpoint}},
+		{"the same, of one outside the mesh", "client", "10.3.0.2:80", wanted{Carried: VerdictPassthrough, Dial: "10.3.0.2:80"}},
+		{"the same, of one in a passthrough service's range", "client", "10.0.9.77:80", wanted{Refused: VerdictNoEndpoint}},
 		{"loopback and a port of ztunnel", "client", "127.0.0.1:15008", wanted{Refused: VerdictReservedPort}},
 		{"loopback, IPv6", "client", "[::1]:15001", wanted{Refused: VerdictReservedPort}},
 	} {

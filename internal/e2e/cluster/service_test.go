@@ -38,6 +38,30 @@ func TestServiceAcrossNodes(t *testing.T) {
 	}
 }
 
+// TestNothingLeavesForTheGone: clients use an address for some time after its pod. Nothing is sent to it in clear when the
+// control plane has forgotten it, and anybody may get it.
+func TestNothingLeavesForTheGone(t *testing.T) {
+	c := use(t)
+	ns, pairs := loaded(t, c)
+	client, server := pairs[0].client, pairs[0].server
+	seen := watch(t, c, pairs, func() {
+		ask(t, c, pairs)
+		c.Kubectl(t, "delete", "--namespace="+ns, "pod", server.Name) // and waits for its end
+		for _, ip := range server.Status.PodIPs {
+			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip.IP), 8080).String()
+			testutil.Eventually(t, effect, func() error {
+				if out, err := c.Exec(ns, client.Name, "/app", "get", url); err == nil {
+					return fmt.Errorf("%s: a deleted pod answers: %s", url, out)
+				}
+				return isLogged(t, c, system, client.Spec.NodeName, ip.IP+" was "+ns+"/"+server.Name+", which is gone")
+			})
+		}
+	})
+	if seen.Count > 0 || seen.HBONE == 0 {
+		t.Errorf("%d segments of HBONE, %d leaks: %v", seen.HBONE, seen.Count, seen.Leaks)
+	}
+}
+
 // ask has each client reach its server, and the Service by name.
 func ask(t *testing.T, c *cluster.Cluster, pairs []pair) {
 	t.Helper()
