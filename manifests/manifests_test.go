@@ -5,6 +5,7 @@ package manifests
 import (
 	"fmt"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 )
 
@@ -157,6 +159,11 @@ func checkControlplane(t *testing.T, all objects, plane *appsv1.Deployment) {
 		if pod.Labels[key] != value {
 			t.Errorf("Service selects %s=%s, pods have %q", key, value, pod.Labels[key])
 		}
+	}
+	budget, ok := all[fmt.Sprintf("PodDisruptionBudget %s/%s", plane.Namespace, plane.Name)].(*policyv1.PodDisruptionBudget)
+	if !ok || !reflect.DeepEqual(budget.Spec.Selector, plane.Spec.Selector) || len(pod.Spec.TopologySpreadConstraints) != 1 ||
+		!reflect.DeepEqual(pod.Spec.TopologySpreadConstraints[0].LabelSelector, plane.Spec.Selector) {
+		t.Errorf("control plane's replicas may go together: budget %+v, spread %+v", budget, pod.Spec.TopologySpreadConstraints)
 	}
 	if target := service.Spec.Ports[0].TargetPort.StrVal; !slices.ContainsFunc(pod.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == target }) {
 		t.Errorf("Service: no port %q in its pods", target)
