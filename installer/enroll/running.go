@@ -4,6 +4,7 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,12 +20,13 @@ const firstSearchPause, mostSearchPause = time.Second, 2 * time.Minute
 type search struct {
 	pod     *corev1.Pod
 	problem string
+	absent  bool
 	pause   time.Duration
 	next    time.Time
 }
 
 func (s search) state() State {
-	return State{UID: string(s.pod.UID), Namespace: s.pod.Namespace, Name: s.pod.Name, Problem: s.problem}
+	return State{UID: string(s.pod.UID), Namespace: s.pod.Namespace, Name: s.pod.Name, Problem: s.problem, Absent: s.absent}
 }
 
 // meetRunning gets to know the wanted pods that run although no ADD has told of them. From there on they are as any pod
@@ -116,7 +118,7 @@ func (e *Enroller) setSearch(p *corev1.Pod, err error) {
 		pause = min(2*before.pause, mostSearchPause)
 	}
 	problem := fmt.Sprintf("this pod ran before the agent came to its node, and stays outside the mesh until it is found; if this lasts, delete the pod so that it is started anew (%v)", err)
-	e.unmet[string(p.UID)] = search{pod: p, problem: problem, pause: pause, next: time.Now().Add(pause)}
+	e.unmet[string(p.UID)] = search{pod: p, problem: problem, absent: errors.Is(err, running.ErrAbsent), pause: pause, next: time.Now().Add(pause)}
 	if problem != before.problem {
 		e.log.Warn("running pod is wanted in the mesh and was not found", "namespace", p.Namespace, "pod", p.Name, "uid", p.UID, "err", err)
 		e.changed()

@@ -19,6 +19,8 @@ type State struct {
 	Served bool
 	// Problem is why the pod is not as it should be; empty when it is.
 	Problem string
+	// Absent is set if the problem is that nothing of the pod runs on the node, as after a reboot.
+	Absent bool
 }
 
 // States are those of all known pods, one for each name and uid. Of several sandboxes of a pod the served one counts.

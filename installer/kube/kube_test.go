@@ -303,7 +303,8 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-done })
 
 	state := State{UID: string(web.UID), Namespace: "shop", Name: "web"}
-	pending, enabled := state, state
+	pending, absent, enabled := state, state, state
+	absent.Problem, absent.Absent = "nothing of it runs", true
 	pending.Problem, enabled.Served = "no ztunnel answers", true
 	// say tells of the pod, and returns once the reporter has gone by that.
 	say := func(all ...State) {
@@ -323,8 +324,10 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 		{"served", []State{enabled}, "enabled"},
 		{"a new sandbox comes up", []State{state}, "enabled"},
 		{"no sandbox", nil, "enabled"},
+		{"looked for, and nothing runs", []State{absent}, "enabled"},
 		{"a problem again", []State{pending}, "pending"},
 		{"no sandbox after that", nil, "pending"},
+		{"and nothing runs", []State{absent}, "pending"},
 		{"served again", []State{enabled}, "enabled"},
 	} {
 		say(step.states...)

@@ -31,6 +31,8 @@ type State struct {
 	Served bool
 	// Problem is why the pod is not as it should be; empty when it is.
 	Problem string
+	// Absent is set if the problem is that nothing of the pod runs on the node, as after a reboot.
+	Absent bool
 }
 
 // ReporterConfig says what to tell, and of whom. All fields but Logger must be set.
@@ -153,7 +155,7 @@ func annotationFor(s State, wanted bool, now string) string {
 	switch {
 	case s.Served:
 		return redirectionEnabled
-	case wanted && s.Problem != "":
+	case wanted && s.Problem != "" && !(s.Absent && now == redirectionEnabled):
 		return redirectionPending
 	case wanted:
 		return now

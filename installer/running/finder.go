@@ -68,6 +68,9 @@ func (f *Finder) Find(ctx context.Context, pods []*corev1.Pod) []Found {
 			}
 			if s, err = choose(p, seen); errors.Is(err, errNone) {
 				err = errors.Join(err, runtimeErr, procErr)
+				if runtimeErr == nil && procErr == nil && !isAmong(p, told) && !isAmong(p, seen) {
+					err = ErrAbsent
+				}
 			}
 		}
 		all = append(all, Found{s, err})
@@ -84,6 +87,14 @@ func uidsOf(p *corev1.Pod) []string {
 
 // errNone reports that nothing was found that could be the pod's sandbox.
 var errNone = errors.New("its network namespace was not found")
+
+// ErrAbsent reports that nothing of a pod runs on the node: the runtime has no sandbox of it that is ready, and it has no
+// process.
+var ErrAbsent = errors.New("nothing of it runs on this node")
+
+func isAmong(p *corev1.Pod, all []candidate) bool {
+	return slices.ContainsFunc(all, func(c candidate) bool { return slices.Contains(uidsOf(p), c.uid) })
+}
 
 // choose takes the candidate that is the pod's, of which there must be one.
 func choose(p *corev1.Pod, from []candidate) (nodeapi.Pod, error) {
