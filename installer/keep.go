@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -50,7 +51,8 @@ type keeper struct {
 	at        *places // nil until found
 	began     time.Time
 	located   time.Time // when at was looked for
-	left      []*places // those before at, until what is ours is out of them
+	left      []*places // those before at, until what is ours is taken out of them
+	stuck     []*places // those it could not be taken out of; tried again at the end
 	out       bool      // plugin and entry were taken off the node
 	reinstall atomic.Uint64
 	last      time.Time // of the last reinstall
@@ -90,9 +92,9 @@ func (k *keeper) run(ctx context.Context, installed chan<- struct{}) error {
 	return k.end(ctx)
 }
 
-// waitable are errors that time may heal: the primary CNI comes after us, with its folders.
+// waitable are errors that time may heal: the primary CNI comes after us, with its folders, and a busy runtime reads late.
 func waitable(err error) bool {
-	return errors.Is(err, cniconf.ErrNoConfig) || errors.Is(err, os.ErrNotExist)
+	return errors.Is(err, cniconf.ErrNoConfig) || errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotLoaded)
 }
 
 // round looks once. The watch comes before the look, so that nothing falls between two rounds.
@@ -145,8 +147,9 @@ func (k *keeper) tidy() {
 		if rest == nil {
 			continue
 		}
-		if err := rest.uninstall(k.log); err != nil {
+		if err := uninstallAll([]*places{rest}, k.log); err != nil {
 			k.log.Warn("plugin and entry stay in the folders of before", "conf", rest.ConfDir, "bin", rest.BinDir, "err", err)
+			k.stuck = append(k.stuck, rest)
 		}
 	}
 	k.left = nil
@@ -303,12 +306,14 @@ func (k *keeper) takeOut(ctx context.Context) (err error) {
 			err = at.Guess
 		}
 		if err != nil { // an agent before this one may have been told
-			return errors.Join(fmt.Errorf("the CNI folders are not known: %w", err), k.cfg.uninstallAnywhere(k.log))
+			var errs []error
+			for _, p := range k.cfg.anywhere() {
+				errs = append(errs, p.takeEntry(k.log)) // and not the plugin, which an entry elsewhere may name
+			}
+			return errors.Join(fmt.Errorf("the CNI folders are not known: %w", err), errors.Join(errs...))
 		}
 	}
-	for _, p := range append(k.left, at) {
-		err = errors.Join(err, p.uninstall(k.log))
-	}
+	err = uninstallAll(slices.Concat(k.stuck, k.left, []*places{at}), k.log)
 	k.out = err == nil
 	return err
 }

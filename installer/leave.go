@@ -60,31 +60,26 @@ func (a *agent) clear(ctx context.Context) (left bool, err error) {
 		return false, nil
 	}
 	a.log.Info("the mesh is taken off this node", "reason", reason)
-	stays := a.keeper.takeOut(ctx)
-	err = a.enroller.LeaveAll(ctx)
+	keep := ""
+	if stays := a.keeper.takeOut(ctx); stays != nil {
+		keep = nodeapi.LastKnownFile
+		err = errors.Join(stays, a.letPass(stays)) // first of all: what follows may take longer than the agent has
+	}
+	err = errors.Join(err, a.enroller.LeaveAll(ctx))
 	if e := a.api.reporter.Retract(ctx); e != nil { // whoever deletes all at once leaves no right to
 		a.log.Warn("annotations of pods stay", "err", e)
 	}
-	err = errors.Join(err, a.node.Unload())
-	if stays != nil {
-		err = errors.Join(err, stays, a.letPass(stays))
-	}
-	for dir, keep := range map[string]string{a.cfg.RunDir: nodeapi.ReadyFile, a.cfg.StateDir: nodeapi.LastKnownFile} {
-		if stays == nil {
-			keep = ""
-		}
-		err = errors.Join(err, empty(dir, keep))
-	}
+	err = errors.Join(err, a.node.Unload(), empty(a.cfg.RunDir, ""), empty(a.cfg.StateDir, keep))
 	return true, err
 }
 
 // letPass leaves word for a plugin that stays, and would refuse every pod for want of an agent that does not come again:
-// nobody is in the mesh, and the agent was ready.
+// nobody is in the mesh, and no agent is to be waited for.
 func (a *agent) letPass(stays error) error {
-	a.log.Error("the CNI entry may still be on this node: new pods start outside the mesh. Run \"sluice-installer uninstall --cni-conf-dir auto --cni-bin-dir auto\" on the node, and then empty the two folders",
-		"run", a.cfg.RunDir, "state", a.cfg.StateDir, "err", stays)
-	var nobody nodeapi.LastKnown
-	return errors.Join(nobody.Save(a.cfg.StateDir), nodeapi.MarkReady(a.cfg.RunDir))
+	a.log.Error("the CNI entry may still be on this node: new pods start outside the mesh. Run \"sluice-installer uninstall --cni-conf-dir auto --cni-bin-dir auto\" on the node, and then empty its state folder",
+		"state", a.cfg.StateDir, "err", stays)
+	nobody := nodeapi.LastKnown{Left: true}
+	return nobody.Save(a.cfg.StateDir)
 }
 
 // empty removes what is in a folder, but for the file to keep. The folder may be a mount.

@@ -82,15 +82,16 @@ func TestUninstallNeverBlocksTheNode(t *testing.T) {
 		"entry is out": {"agent ready", func(*uninstalled) {}, func(*uninstalled) {}, nil},
 		"entry stays": {"agent ready", func(*uninstalled) {}, func(u *uninstalled) {
 			u.write("etc/cni/net.d/other/"+cniconf.DropInName+"/full", "") // cannot be removed as a file can
-		}, []string{"run/ready", "state/enrolment.json"}},
+		}, []string{"state/enrolment.json"}},
 		"slow runtime": {"waiting for a CNI configuration", func(u *uninstalled) {
 			list, err := cniconf.Insert([]byte(keptConf), cniconf.Entry{AgentSocket: "/run/a.sock"}) // of an agent before
 			if err != nil {
 				t.Fatal(err)
 			}
 			u.write("etc/cni/net.d/10-net.conflist", string(list))
+			u.write("opt/cni/bin/sluice-cni", "#!/bin/false\n")
 			(&fickle{may: make(chan struct{})}).serve(u.kept)
-		}, func(*uninstalled) {}, []string{"run/ready", "state/enrolment.json"}},
+		}, func(*uninstalled) {}, []string{"state/enrolment.json"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := &uninstalled{kept: &kept{t: t, root: t.TempDir()}, place: newPlace(t), server: kube.NewAPIServer(t)}
@@ -112,11 +113,11 @@ func TestUninstallNeverBlocksTheNode(t *testing.T) {
 				t.Errorf("not said what is left:\n%s", log)
 			}
 			last, err := nodeapi.LoadLastKnown(u.place.path("state"))
-			if err != nil || last.MayBeEnrolled("mesh") {
-				t.Errorf("last known: got %+v, %v, want that no pod can be in the mesh", last, err)
+			if err != nil || last.MayBeEnrolled("mesh") || !last.Left {
+				t.Errorf("last known: got %+v, %v, want that no pod can be in the mesh, and no agent comes", last, err)
 			}
-			if ready, err := nodeapi.ReadySinceBoot(u.place.path("run")); err != nil || !ready {
-				t.Errorf("ready: got %v, %v", ready, err)
+			if _, err := os.Stat(u.path("opt/cni/bin/sluice-cni")); err != nil {
+				t.Errorf("an entry that may stay names the plugin: %v", err)
 			}
 		})
 	}

@@ -68,7 +68,7 @@ func TestUninstallFindsWhatIsLeftWithoutPrimary(t *testing.T) {
 	if _, err := c.locate(t.Context()); !errors.Is(err, cniconf.ErrNoConfig) {
 		t.Fatalf("got %v, want %v", err, cniconf.ErrNoConfig)
 	}
-	if err := c.uninstallAnywhere(slog.New(slog.DiscardHandler)); err != nil {
+	if err := uninstallAll(c.anywhere(), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"etc/cni/net.d/" + cniconf.OwnedName, "opt/cni/bin/sluice-cni"} {
@@ -94,5 +94,39 @@ func TestEntryExcludesTheAgentsOwnNamespace(t *testing.T) {
 		if got := strings.Join(c.entry(&paths{}).ExcludeNamespaces, " "); got != tc.want {
 			t.Errorf("%s: got %q, want %q", name, got, tc.want)
 		}
+	}
+}
+
+// An entry that cannot be taken out may name the plugin of any folder.
+func TestPluginStaysWithAnyEntry(t *testing.T) {
+	list, err := cniconf.Insert([]byte(keptConf), cniconf.Entry{AgentSocket: "/run/a.sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := rooted(t, map[string]string{
+		"a/10-net.conflist":                     string(list),
+		"b/net/" + cniconf.DropInName + "/full": "", // cannot be removed as a file can
+		"bin/sluice-cni":                        "",
+	})
+	path := func(name string) string { return filepath.Join(c.HostRoot, name) }
+	all := []*places{{ConfDir: path("a"), BinDir: path("bin")}, {ConfDir: path("b"), BinDir: path("bin")}}
+	log := slog.New(slog.DiscardHandler)
+	if err := uninstallAll(all, log); err == nil {
+		t.Error("no error, although an entry stays")
+	}
+	if left, err := os.ReadFile(path("a/10-net.conflist")); err != nil || cniconf.Contains(left) {
+		t.Errorf("conflist: %s, %v, want it without our entry", left, err)
+	}
+	if _, err := os.Stat(path("bin/sluice-cni")); err != nil {
+		t.Errorf("plugin: %v, want that it stays", err)
+	}
+	if err := os.RemoveAll(path("b/net")); err != nil {
+		t.Fatal(err)
+	}
+	if err := uninstallAll(all, log); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path("bin/sluice-cni")); !os.IsNotExist(err) {
+		t.Errorf("plugin: %v, want that it is gone", err)
 	}
 }

@@ -24,17 +24,16 @@ func uninstallCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	at, err := c.locate(ctx)
 	if errors.Is(err, cniconf.ErrNoConfig) {
-		return c.uninstallAnywhere(log) // the primary CNI may have gone before us
+		return uninstallAll(c.anywhere(), log) // the primary CNI may have gone before us
 	}
 	if err != nil {
 		return err
 	}
-	return at.uninstall(log)
+	return uninstallAll([]*places{at}, log)
 }
 
-// uninstallAnywhere takes entry and plugin out of all known folders that exist.
-func (c *cniConfig) uninstallAnywhere(log *slog.Logger) error {
-	var errs []error
+// anywhere are all known folders.
+func (c *cniConfig) anywhere() (all []*places) {
 	for _, l := range cniconf.Layouts() {
 		at := &places{ConfDir: c.ConfDir, BinDir: c.BinDir}
 		if at.ConfDir == auto {
@@ -43,36 +42,52 @@ func (c *cniConfig) uninstallAnywhere(log *slog.Logger) error {
 		if at.BinDir == auto {
 			at.BinDir, _ = cniconf.Under(c.HostRoot, l.BinDir)
 		}
-		errs = append(errs, at.uninstall(log))
+		all = append(all, at)
+	}
+	return all
+}
+
+// uninstallAll takes the entries out of all folders, and then the plugins, so that no runtime looks for a plugin that is
+// gone. If an entry could not be taken out all plugins stay: it names one of them.
+func uninstallAll(all []*places, log *slog.Logger) error {
+	var errs []error
+	for _, at := range all {
+		errs = append(errs, at.takeEntry(log))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, at := range all {
+		errs = append(errs, at.takePlugin(log))
 	}
 	return errors.Join(errs...)
 }
 
-// uninstall takes the entry out first, so that no runtime looks for a plugin that is gone.
-func (at *places) uninstall(log *slog.Logger) error {
-	if at.ConfDir != "" {
-		changed, err := cniconf.Uninstall(at.ConfDir)
-		for _, path := range changed {
-			log.Info("conflist entry removed", "path", path)
-		}
-		if err != nil {
-			// The plugin stays: entries that could not be taken out still name it.
-			return err
-		}
-		if len(changed) == 0 {
-			log.Info("no conflist entry to remove", "dir", at.ConfDir)
-		}
+func (at *places) takeEntry(log *slog.Logger) error {
+	if at.ConfDir == "" {
+		return nil
 	}
-	if at.BinDir != "" {
-		removed, err := cniconf.RemoveBinary(cniconf.PluginType, at.BinDir)
-		if err != nil {
-			return err
-		}
-		if removed {
-			log.Info("plugin removed", "dir", at.BinDir)
-		} else {
-			log.Info("no plugin to remove", "dir", at.BinDir)
-		}
+	changed, err := cniconf.Uninstall(at.ConfDir)
+	for _, path := range changed {
+		log.Info("conflist entry removed", "path", path)
 	}
-	return nil
+	if err == nil && len(changed) == 0 {
+		log.Info("no conflist entry to remove", "dir", at.ConfDir)
+	}
+	return err
+}
+
+func (at *places) takePlugin(log *slog.Logger) error {
+	if at.BinDir == "" {
+		return nil
+	}
+	removed, err := cniconf.RemoveBinary(cniconf.PluginType, at.BinDir)
+	switch {
+	case err != nil:
+	case removed:
+		log.Info("plugin removed", "dir", at.BinDir)
+	default:
+		log.Info("no plugin to remove", "dir", at.BinDir)
+	}
+	return err
 }

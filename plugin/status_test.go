@@ -40,6 +40,14 @@ func TestStatusFailsOnlyUntilTheAgentWasReadyOnce(t *testing.T) {
 	notReady()
 	l.must(os.RemoveAll(run))
 	notReady()
+
+	// The node is not to wait for an agent that left for good.
+	last := nodeapi.LastKnown{}
+	l.must(last.Save(l.settings["stateDir"].(string)))
+	notReady()
+	last.Left = true
+	l.must(last.Save(l.settings["stateDir"].(string)))
+	l.cni("STATUS", noSandbox, nil).wantOK(t)
 }
 
 func TestStatusDoesNotWaitForAnAgentThatHangs(t *testing.T) {

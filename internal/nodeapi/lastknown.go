@@ -16,8 +16,7 @@ import (
 const (
 	// LastKnownFile is what Save writes, in the state folder.
 	LastKnownFile = "enrolment.json"
-	// ReadyFile is what MarkReady writes, in the run folder.
-	ReadyFile = "ready"
+	readyFile     = "ready"
 )
 
 // LastKnown is the enrolment that the agent keeps on disk for the plugin to go by while the agent is away.
@@ -27,6 +26,8 @@ type LastKnown struct {
 	Namespaces []string `json:"namespaces"`
 	// All lists every namespace that there was, nil if that is not known: only the Kubernetes API tells.
 	All []string `json:"all,omitempty"`
+	// Left is set by an agent that left the node for good, and could not take the plugin along.
+	Left bool `json:"left,omitempty"`
 }
 
 // MayBeEnrolled reports whether a pod of the namespace could be enrolled: one of a namespace that came while no agent
@@ -82,13 +83,13 @@ func MarkReady(runDir string) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(runDir, ReadyFile), []byte(id+"\n"), 0o644)
+	return atomicfile.Write(filepath.Join(runDir, readyFile), []byte(id+"\n"), 0o644)
 }
 
 // ReadySinceBoot reports whether MarkReady was called since the machine booted. A run folder that survives a reboot
 // does no harm: the boot id tells.
 func ReadySinceBoot(runDir string) (bool, error) {
-	b, err := os.ReadFile(filepath.Join(runDir, ReadyFile))
+	b, err := os.ReadFile(filepath.Join(runDir, readyFile))
 	if os.IsNotExist(err) {
 		return false, nil
 	}

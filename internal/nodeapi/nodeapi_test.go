@@ -252,7 +252,7 @@ func TestReadyMarkerKnowsTheBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(true)
-	if err := os.WriteFile(filepath.Join(dir, ReadyFile), []byte("another-boot\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, readyFile), []byte("another-boot\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	check(false)
