@@ -20,6 +20,9 @@ const (
 	loadPoll    = 100 * time.Millisecond
 )
 
+// errNotLoaded reports that the runtime has not read the entry in the network's folder, or not yet.
+var errNotLoaded = errors.New("the runtime has not read it")
+
 // chooseMode finds out what "auto" is on this node: the network's folder if the runtime is seen to read it, else the list.
 // A node whose list has our entry keeps it there, for between two ways a pod could slip through.
 func (c *cniConfig) chooseMode(ctx context.Context, at *places, p *paths, log *slog.Logger) (string, error) {
@@ -80,7 +83,7 @@ func (c *cniConfig) seeLoaded(ctx context.Context, at *places) error {
 		return nil
 	}
 	if err := c.waitLoaded(ctx); err != nil {
-		return fmt.Errorf("%q is not read: %w", at.Entry, err)
+		return fmt.Errorf("%q: %w: %w", at.Entry, errNotLoaded, err)
 	}
 	at.Loaded = at.Entry
 	return nil

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -122,4 +123,25 @@ func TestDropInIsInPlaceOnlyOnceTheRuntimeReadsIt(t *testing.T) {
 	if got := s.asked(); got != before {
 		t.Errorf("asked %d times for what was seen already", got-before)
 	}
+}
+
+// An agent that ended for a runtime that reads late would leave the node without one.
+func TestKeeperWaitsForARuntimeThatReadsLate(t *testing.T) {
+	c, s := dropInNode(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	log := &output{}
+	installed, ended := make(chan struct{}), make(chan error, 1)
+	k := newKeeper(c, &paths{}, slog.New(slog.NewTextHandler(log, nil)), func(bool) {})
+	go func() { ended <- k.run(ctx, installed) }()
+	waitLog(t, log, errNotLoaded.Error())
+	s.change(func(s *said) { s.plugins = []string{"ptp", cniconf.PluginType} })
+	select {
+	case <-installed:
+	case err := <-ended:
+		t.Fatalf("the keeper ended: %v", err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("not installed once the runtime has read the entry")
+	}
+	cancel()
+	<-ended
 }
