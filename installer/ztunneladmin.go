@@ -61,7 +61,7 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 
 // dialer returns what connects to where the newest ztunnel is.
 func (a *ztunnelAdmin) dialer(ctx context.Context) dialFunc {
-	here := (&net.Dialer{}).DialContext
+	here := (&net.Dialer{FallbackDelay: -1}).DialContext // one after the other: a race of addresses leaves the thread, and the namespace
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout/2)
 	defer cancel()
 	pids, err := ztunnelPIDs(ctx, nodeapi.Client{Socket: a.paths.agentSocket()})
