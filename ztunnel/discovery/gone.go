@@ -16,8 +16,8 @@ const goneTime = time.Minute
 
 // gone is whose an address was.
 type gone struct {
-	workload string // "namespace/name"
-	until    time.Time
+	name  string // "namespace/name" of the workload, or "namespace/hostname" of the service
+	until time.Time
 }
 
 // RememberGone has the store keep addresses of the gone, see [Store.Gone], from now on. It is for a control plane that tells
@@ -28,29 +28,55 @@ func (s *Store) RememberGone() {
 	s.remembersGone = true
 }
 
-// Gone returns the name, "namespace/name", of a workload in the mesh that had an address until about a minute ago; "" if
-// there is none, the address is another workload's by now, or [Store.RememberGone] was not called.
+// Gone returns the name of a workload in the mesh, or of a service with any, that had an address until about a minute ago;
+// "" if there is none, the address is another workload's by now, or [Store.RememberGone] was not called. It may also be that
+// of a service which is still there, and has lost its last workload.
 func (s *Store) Gone(network string, a netip.Addr) string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.gone[NetworkAddr{network, a.Unmap()}].workload
+	return s.gone[NetworkAddr{network, a.Unmap()}].name
 }
 
 // keepGone notes addresses that w had and nobody has now. It needs s.mu.
 func (s *Store) keepGone(w *Workload) {
-	if !s.remembersGone || !w.inMesh() {
+	if w.Protocol != ProtocolHBONE {
 		return
 	}
 	for _, a := range w.indexed() {
-		key := NetworkAddr{w.Network, a}
-		if len(s.byAddr.all(key)) > 0 {
-			continue
+		if key := (NetworkAddr{w.Network, a}); len(s.byAddr.all(key)) == 0 {
+			s.noteGone(key, w.Namespace+"/"+w.Name)
 		}
-		s.gone[key] = gone{w.Namespace + "/" + w.Name, time.Now().Add(goneTime)}
-		if !s.goneTimer {
-			s.goneTimer = true
-			time.AfterFunc(goneTime, s.endGone)
+	}
+}
+
+// keepGoneFrom notes those of the services that have lost their last workload in the mesh with w: a node's rules may lead to
+// the next one before ztunnel is told of it. It needs s.mu.
+func (s *Store) keepGoneFrom(w *Workload) {
+	if w.Protocol != ProtocolHBONE {
+		return
+	}
+	for key := range w.Services {
+		if svc := s.services[key]; svc != nil && !s.serviceInMesh(svc) {
+			s.keepGoneService(svc)
 		}
+	}
+}
+
+// keepGoneService needs s.mu.
+func (s *Store) keepGoneService(svc *Service) {
+	for _, vip := range svc.VIPs {
+		s.noteGone(vip, svc.Key().String())
+	}
+}
+
+func (s *Store) noteGone(key NetworkAddr, name string) {
+	if !s.remembersGone {
+		return
+	}
+	s.gone[key] = gone{name, time.Now().Add(goneTime)}
+	if !s.goneTimer {
+		s.goneTimer = true
+		time.AfterFunc(goneTime, s.endGone)
 	}
 }
 

@@ -4,6 +4,7 @@ package discovery
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,7 +38,7 @@ func TestAddressesOfTheGone(t *testing.T) {
 		{"changed otherwise", []Update{put("a", "10.0.0.1"), put("a", "10.0.0.1", unhealthy)}, "", true},
 		{"outside the mesh", []Update{put("a", "10.0.0.1", plain), remove("a")}, "", false},
 		{"left the mesh, then removed", []Update{put("a", "10.0.0.1"), put("a", "10.0.0.1", plain), remove("a")}, "", false},
-		{"behind a waypoint", []Update{put("a", "10.0.0.1", behind), remove("a")}, "shop/a", true},
+		{"outside it, behind a waypoint", []Update{put("a", "10.0.0.1", behind), remove("a")}, "", false},
 		{"of the node", []Update{put("a", "10.0.0.1", onNode), remove("a")}, "", false},
 		{"another's in the same update", []Update{put("a", "10.0.0.1"), {Workloads: put("b", "10.0.0.1", plain).Workloads, RemoveAddresses: remove("a").RemoveAddresses}}, "", false},
 		{"another's before", []Update{put("a", "10.0.0.1"), put("b", "10.0.0.1", plain), remove("a")}, "", false},
@@ -83,6 +84,58 @@ func testGone(t *testing.T, updates []Update, want string, captured bool) {
 	}
 	if want != "" && isCaptured() {
 		t.Error("still captured")
+	}
+}
+
+// TestServicesOfTheGone: a service's address stays captured for a moment after its last workload in the mesh, and after itself.
+func TestServicesOfTheGone(t *testing.T) {
+	all := func(names ...string) (u Update) { u.RemoveAddresses = names; return u }
+	const a, b = "Kubernetes//Pod/shop/a", "Kubernetes//Pod/shop/b"
+	for _, test := range []struct {
+		name     string
+		b        func(*Workload)
+		then     []Update
+		captured bool
+	}{
+		{"a pod of two removed", nil, []Update{all(a)}, true},
+		{"both removed", nil, []Update{all(a), all(b)}, true},
+		{"one outside the mesh stays", plain, []Update{all(a)}, true},
+		{"the service removed", nil, []Update{all(web.String())}, true},
+		{"the service first", nil, []Update{all(web.String()), all(a, b)}, true},
+		{"the pods first", nil, []Update{all(a, b), all(web.String())}, true},
+		{"all at once", nil, []Update{all(a, b, web.String())}, true},
+		{"left the mesh", plain, []Update{{Workloads: []*Workload{pod("a", "10.0.0.1", inService(web, nil), plain)}}}, false},
+		{"left the mesh, then removed", plain, []Update{{Workloads: []*Workload{pod("a", "10.0.0.1", inService(web, nil), plain)}}, all(a, b, web.String())}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := NewStore()
+				s.RememberGone()
+				edits := []func(*Workload){inService(web, nil)}
+				if test.b != nil {
+					edits = append(edits, test.b)
+				}
+				s.Apply(Update{
+					Workloads: []*Workload{pod("a", "10.0.0.1", inService(web, nil)), pod("b", "10.0.0.2", edits...)},
+					Services:  []*Service{service(web, "10.1.0.1")},
+				})
+				for _, u := range test.then {
+					s.Apply(u)
+				}
+				vip := netip.MustParseAddr("10.1.0.1")
+				time.Sleep(goneTime - time.Second) // of the bubble's clock
+				if got := slices.Contains(s.CaptureAddrs(""), vip); got != test.captured {
+					t.Errorf("captured: %v, want %v", got, test.captured)
+				}
+				if got := s.Gone("", vip); s.Service(web) == nil && (got == web.String()) != test.captured {
+					t.Errorf("it was %q's", got)
+				}
+				time.Sleep(time.Hour)
+				if inMesh := test.name == "a pod of two removed"; slices.Contains(s.CaptureAddrs(""), vip) != inMesh {
+					t.Errorf("captured for ever: %v, want %v", !inMesh, inMesh)
+				}
+			})
+		})
 	}
 }
 

@@ -117,6 +117,9 @@ func (s *Store) removeAddress(name string, c *changes) {
 	if namespace, hostname, ok := strings.Cut(name, "/"); ok && !strings.Contains(hostname, "/") {
 		key := ServiceKey{namespace, hostname}
 		if svc := s.services[key]; svc != nil {
+			if s.serviceInMesh(svc) {
+				s.keepGoneService(svc)
+			}
 			s.dropService(svc, c)
 			return
 		}
@@ -126,6 +129,7 @@ func (s *Store) removeAddress(name string, c *changes) {
 		delete(s.fadings, name)
 		s.dropWorkload(w, c)
 		s.keepGone(w)
+		s.keepGoneFrom(w)
 	}
 }
 

@@ -45,7 +45,7 @@ type router struct {
 // outbound decides where a connection of src to the address to goes. Ambient section 8.1.
 //
 // An address that is known but has nobody to serve it is an error; only an address nobody told us about passes through,
-// or one that was last heard of as a workload's some time ago.
+// or one that was somebody's in the mesh some time ago.
 func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, error) {
 	if to.Addr().IsLoopback() && r.isReserved(to.Port()) {
 		return nil, refuse(VerdictReservedPort, "port %d is ztunnel's own", to.Port())
@@ -64,7 +64,7 @@ func (r *router) outbound(src *discovery.Workload, to netip.AddrPort) (*route, e
 	return r.passThrough(to, nil)
 }
 
-// passThrough leaves a connection as it is, unless a workload in the mesh had the address until a moment ago.
+// passThrough leaves a connection as it is, unless the address was somebody's in the mesh until a moment ago.
 func (r *router) passThrough(to netip.AddrPort, svc *discovery.Service) (*route, error) {
 	if name := r.store.Gone(r.network, to.Addr()); name != "" {
 		return nil, refuse(VerdictNoEndpoint, "no healthy upstream: %s was %s, which is gone", to.Addr(), name)

@@ -47,15 +47,20 @@ func TestNothingLeavesForTheGone(t *testing.T) {
 	seen := watch(t, c, pairs, func() {
 		ask(t, c, pairs)
 		c.Kubectl(t, "delete", "--namespace="+ns, "pod", server.Name) // and waits for its end
-		for _, ip := range server.Status.PodIPs {
-			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip.IP), 8080).String()
-			testutil.Eventually(t, effect, func() error {
+		testutil.Eventually(t, effect, func() error {                 // both families each time: ztunnel remembers for a minute
+			for _, ip := range server.Status.PodIPs {
+				url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip.IP), 8080).String()
 				if out, err := c.Exec(ns, client.Name, "/app", "get", url); err == nil {
 					return fmt.Errorf("%s: a deleted pod answers: %s", url, out)
 				}
-				return isLogged(t, c, system, client.Spec.NodeName, ip.IP+" was "+ns+"/"+server.Name+", which is gone")
-			})
-		}
+			}
+			for _, ip := range server.Status.PodIPs {
+				if err := isLogged(t, c, system, client.Spec.NodeName, ip.IP+" was "+ns+"/"+server.Name+", which is gone"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	})
 	if seen.Count > 0 || seen.HBONE == 0 {
 		t.Errorf("%d segments of HBONE, %d leaks: %v", seen.HBONE, seen.Count, seen.Leaks)
