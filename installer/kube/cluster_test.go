@@ -101,10 +101,7 @@ func TestTokensAreBoundToPodAndNode(t *testing.T) {
 	}
 	checkImpersonation(t, all)
 
-	now := int64(0)
-	if err := c.client.CoreV1().Pods("mesh").Delete(t.Context(), "zt", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
-		t.Fatal(err)
-	}
+	c.deletePod("mesh", "zt")
 	c.pod("mesh", "zt", "n2", as("ztunnel"))        // the next of that name
 	testutil.Eventually(t, patience, func() error { // although it is remembered as good
 		if node, err := tokens.Admit(t.Context(), good); err == nil {

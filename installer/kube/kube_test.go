@@ -216,10 +216,7 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 		c.Errorf("a pod of another uid: got %v, want ErrUnknownPod", err)
 	}
 	// Its containers may outlive it: it stays in the mesh until its DEL.
-	now := int64(0)
-	if err := c.client.CoreV1().Pods("shop").Delete(c.Context(), "fresh", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
-		c.Fatal(err)
-	}
+	c.deletePod("shop", "fresh")
 	testutil.Eventually(c, patience, func() error {
 		return again.isDeleted("shop/fresh")
 	})
@@ -290,6 +287,14 @@ func (f *fakeStates) get() []State {
 	return slices.Clone(f.all)
 }
 
+// running has a reporter run until the test's end.
+func (c *cluster) running(r *Reporter) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = r.Run(ctx) }()
+	c.Cleanup(func() { cancel(); <-done })
+}
+
 func TestReporterAnnotatesAndTells(t *testing.T) {
 	c := newCluster(t)
 	c.namespace("shop", map[string]string{"istio.io/dataplane-mode": "ambient"})
@@ -297,10 +302,7 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 	n, _ := c.node(t.TempDir(), controlplane.Rules{})
 	states := &fakeStates{}
 	r := NewReporter(ReporterConfig{Client: c.client, Node: n, States: states.get})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = r.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	c.running(r)
 
 	state := State{UID: string(web.UID), Namespace: "shop", Name: "web"}
 	pending, absent, enabled := state, state, state

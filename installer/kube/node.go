@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,6 +60,9 @@ type Node struct {
 
 	mu      sync.Mutex
 	deleted map[string]deletedObject // by namespace/name, or the name of a namespace
+	// asked are the pods that the API was asked about before the watch told of them, by namespace/name. After an outage that
+	// takes the watch up to a minute.
+	asked map[string]*corev1.Pod
 }
 
 // deletedObject is a pod, or a namespace: its labels say whether its last pods are in the mesh.
@@ -76,7 +81,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	}
 	n := &Node{
 		Set: controlplane.NewSet(cfg.Rules, cfg.Logger), cfg: cfg, log: cfg.Logger,
-		changed: make(chan struct{}, 1), deleted: map[string]deletedObject{},
+		changed: make(chan struct{}, 1), deleted: map[string]deletedObject{}, asked: map[string]*corev1.Pod{},
 	}
 	here := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(trimForNode),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -104,19 +109,57 @@ func (n *Node) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
 	n.log.Warn("kubernetes API cannot be watched; what is known stays in force", "err", err)
 }
 
+// put takes in what the API tells of.
 func (n *Node) put(object any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if key, err := cache.MetaNamespaceKeyFunc(object); err == nil {
-		n.mu.Lock()
+		if pod, ok := object.(*corev1.Pod); ok {
+			if last := n.asked[key]; last != nil && pod.CreationTimestamp.Before(&last.CreationTimestamp) {
+				return // Its successor is there already.
+			}
+			delete(n.asked, key)
+		}
 		delete(n.deleted, key)
-		n.mu.Unlock()
 	}
 	_ = n.Put(object) // which has logged it
+	n.kick()
+}
+
+// putAsked takes in a pod that the API was asked about, unless the watch told of it meanwhile, and of something newer.
+func (n *Node) putAsked(pod *corev1.Pod) {
+	key := pod.Namespace + "/" + pod.Name
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if o, ok, err := n.pods.GetStore().GetByKey(key); err == nil && ok && o.(*corev1.Pod).UID == pod.UID {
+		pod = o.(*corev1.Pod)
+	} else {
+		n.asked[key] = pod
+	}
+	delete(n.deleted, key)
+	_ = n.Put(pod) // which has logged it
 	n.kick()
 }
 
 func (n *Node) remove(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
+	}
+	key, err := cache.MetaNamespaceKeyFunc(object)
+	if err != nil {
+		return // neither a pod nor a namespace
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removeLocked(key, object)
+}
+
+func (n *Node) removeLocked(key string, object any) {
+	if pod, ok := object.(*corev1.Pod); ok && n.asked[key] != nil {
+		if n.asked[key].UID != pod.UID {
+			return // Its successor is there already.
+		}
+		delete(n.asked, key)
 	}
 	// One that was deleted at once is to look as any other: nobody is to look for a pod, or to go by a namespace.
 	if meta, ok := object.(metav1.Object); ok && meta.GetDeletionTimestamp() == nil {
@@ -125,13 +168,7 @@ func (n *Node) remove(object any) {
 		_ = n.Put(object)
 		n.kick()
 	}
-	key, err := cache.MetaNamespaceKeyFunc(object)
-	if err != nil {
-		return // neither a pod nor a namespace
-	}
-	n.mu.Lock()
 	n.deleted[key] = deletedObject{object, time.Now()}
-	n.mu.Unlock()
 }
 
 func (n *Node) kick() {
@@ -201,6 +238,7 @@ func (n *Node) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 			n.forgetDeleted(time.Now().Add(-keepDeleted))
+			n.askAgain(ctx)
 		case <-n.changed:
 			select {
 			case <-time.After(settle):
@@ -254,12 +292,49 @@ func (n *Node) Await(ctx context.Context, namespace, name, uid string) error {
 	if _, err := trimForNode(pod); err != nil {
 		return err
 	}
-	// The watch may have told meanwhile, and of something newer.
-	if !n.has(namespace, name, uid) {
-		n.put(pod)
-		n.Publish()
-	}
+	n.putAsked(pod)
+	n.Publish()
 	return nil
+}
+
+// list is all pods of this node that the API is known to have, and what it said of each last.
+func (n *Node) list() (all []*corev1.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, key := range n.pods.GetStore().ListKeys() {
+		if o, ok, err := n.pods.GetStore().GetByKey(key); err == nil && ok && n.asked[key] == nil {
+			all = append(all, o.(*corev1.Pod))
+		}
+	}
+	return slices.AppendSeq(all, maps.Values(n.asked))
+}
+
+// answered is told what the API said of a pod when it was written to. The watch tells it, too, but maybe late.
+func (n *Node) answered(pod *corev1.Pod) {
+	key := pod.Namespace + "/" + pod.Name
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if before := n.asked[key]; before != nil && before.UID == pod.UID {
+		_, _ = trimForNode(pod) // cannot fail
+		n.asked[key] = pod
+	}
+}
+
+// askAgain has the pods go of which the watch never told since they were gone before it could.
+func (n *Node) askAgain(ctx context.Context) {
+	n.mu.Lock()
+	asked := slices.Collect(maps.Values(n.asked))
+	n.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	for _, pod := range asked {
+		switch now, err := n.cfg.Client.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{}); {
+		case apierrors.IsNotFound(err), err == nil && now.UID != pod.UID:
+			n.neverTold(pod)
+		case err != nil:
+			return // The next tick asks again.
+		}
+	}
 }
 
 // askNamespace has a namespace that is not there in the snapshot as the API tells of it.
@@ -282,4 +357,14 @@ func (n *Node) askNamespace(ctx context.Context, name string) error {
 func (n *Node) has(namespace, name, uid string) bool {
 	p := n.Snapshot().Pods[controlplane.Name{Namespace: namespace, Name: name}]
 	return p != nil && controlplane.IsOf(p.Pod, uid)
+}
+
+// neverTold removes a pod that the API no longer has, if the watch did not tell of it, or of its successor, at last.
+func (n *Node) neverTold(pod *corev1.Pod) {
+	key := pod.Namespace + "/" + pod.Name
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if last := n.asked[key]; last != nil && last.UID == pod.UID {
+		n.removeLocked(key, last)
+	}
 }

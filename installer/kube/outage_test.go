@@ -103,10 +103,7 @@ func TestOutageKeepsWhatIsKnown(t *testing.T) {
 		t.Error("a pod is forgotten during an outage")
 	}
 	c.Start()
-	now := int64(0)
-	if err := c.client.CoreV1().Pods("shop").Delete(t.Context(), web.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
-		t.Fatal(err)
-	}
+	c.deletePod("shop", web.Name)
 	testutil.Eventually(t, 2*patience, func() error { // client-go's own pauses between tries
 		if all.MayImpersonate("n1", "spiffe://cluster.local/ns/shop/sa/web") == nil {
 			return errors.New("what changed since the outage is not known")
@@ -134,10 +131,7 @@ func TestWhatAStoppedAgentMissed(t *testing.T) {
 	})
 	stop()
 	c.labelNamespace("shop", "null")
-	now := int64(0)
-	if err := c.client.CoreV1().Pods("shop").Delete(t.Context(), "gone", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
-		t.Fatal(err)
-	}
+	c.deletePod("shop", "gone")
 	again, _ := c.node(dir, controlplane.Rules{})
 	c.wantEnrolled(again, "shop", "web", false)
 	// Known until its sandbox is gone, but nobody is to look for it.

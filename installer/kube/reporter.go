@@ -126,8 +126,7 @@ func (r *Reporter) report(ctx context.Context) error {
 	snapshot := r.cfg.Node.Snapshot()
 	present := map[types.UID]bool{}
 	var errs []error
-	for _, object := range r.cfg.Node.pods.GetStore().List() {
-		pod := object.(*corev1.Pod)
+	for _, pod := range r.cfg.Node.list() {
 		present[pod.UID] = true
 		state, known := stateOf(states, pod)
 		wanted, reason := snapshot.Enrolled(pod.Namespace, pod.Name)
@@ -187,6 +186,7 @@ func (r *Reporter) annotate(ctx context.Context, pod *corev1.Pod, want string) e
 		return err
 	}
 	r.log.Info("pod annotated", "namespace", pod.Namespace, "pod", pod.Name, "redirection", now.Annotations[annotationRedirection])
+	r.cfg.Node.answered(now)
 	return nil
 }
 
@@ -203,8 +203,8 @@ func (r *Reporter) tellRefusals() {
 // Retract takes the annotation off all pods of this node. Call it after Run.
 func (r *Reporter) Retract(ctx context.Context) error {
 	var errs []error
-	for _, object := range r.cfg.Node.pods.GetStore().List() {
-		errs = append(errs, r.annotate(ctx, object.(*corev1.Pod), ""))
+	for _, pod := range r.cfg.Node.list() {
+		errs = append(errs, r.annotate(ctx, pod, ""))
 	}
 	return errors.Join(errs...)
 }
