@@ -3,7 +3,6 @@
 package testutil
 
 import (
-	"net"
 	"testing"
 	"time"
 )
@@ -25,15 +24,4 @@ func Eventually(t testing.TB, timeout time.Duration, check func() error) {
 		}
 		time.Sleep(pollInterval)
 	}
-}
-
-// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago, for programs that cannot be told port 0.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("free port: %v", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
