@@ -83,7 +83,7 @@ func TestPodsThatTheWatchHasNotToldOf(t *testing.T) {
 		t.Error(err)
 	}
 	late.blind.Store(false)
-	testutil.Eventually(t, 2*patience, func() error { // client-go's own pauses between tries
+	testutil.Eventually(t, c.wait, func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if len(n.asked) > 0 {

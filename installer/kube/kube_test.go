@@ -25,16 +25,27 @@ import (
 
 const patience = 30 * time.Second
 
+// afterOutage is the same once an API that was away is back: each informer waits by itself for up to a minute until it tries.
+const afterOutage = 3 * patience
+
 // cluster is an API server, and what a test says to it.
 type cluster struct {
 	*testing.T
 	*kube.APIServer
 	client kubernetes.Interface
+	wait   time.Duration // how long the API's news may take
 }
 
 func newCluster(t *testing.T) *cluster {
 	s := kube.NewAPIServer(t)
-	return &cluster{T: t, APIServer: s, client: s.Client()}
+	return &cluster{T: t, APIServer: s, client: s.Client(), wait: patience}
+}
+
+// Start brings the API back.
+func (c *cluster) Start() {
+	c.Helper()
+	c.APIServer.Start()
+	c.wait = afterOutage
 }
 
 func (c *cluster) namespace(name string, labels map[string]string) {
@@ -107,7 +118,7 @@ func (c *cluster) node(dir string, rules controlplane.Rules) (n *Node, stop func
 
 func (c *cluster) wantEnrolled(n *Node, namespace, name string, want bool) {
 	c.Helper()
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		if got, why := n.Snapshot().Enrolled(namespace, name); got != want {
 			return fmt.Errorf("pod %s/%s: enrolled %v (%s), want %v", namespace, name, got, why, want)
 		}
@@ -190,7 +201,7 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 		c.Errorf("a pod of a namespace that came back: %v", err)
 	}
 	c.wantEnrolled(n, "shop", "web", true)
-	c.APIServer.Stop()
+	c.Stop()
 	if err := n.Await(c.Context(), "shop", "web", string(web.UID)); err != nil {
 		c.Errorf("a known pod while the API is away: %v", err)
 	}
@@ -202,7 +213,7 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 	again, _ := c.node(dir, controlplane.Rules{})
 	c.wantEnrolled(again, "shop", "web", true)
 
-	c.APIServer.Start()
+	c.Start()
 	c.labelNamespace("shop", "null")
 	c.wantEnrolled(again, "shop", "web", false)
 	c.labelNamespace("shop", `"ambient"`)
@@ -217,15 +228,15 @@ func testOutage(c *cluster, n *Node, stop func(), dir string, web *corev1.Pod) {
 	}
 	// Its containers may outlive it: it stays in the mesh until its DEL.
 	c.deletePod("shop", "fresh")
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		return again.isDeleted("shop/fresh")
 	})
 	c.wantEnrolled(again, "shop", "fresh", true)
 	c.endNamespace("shop")
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		return again.isDeleted("shop")
 	})
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		if again.Snapshot().Knows("shop") {
 			return errors.New("a namespace that was deleted passes for one that is there")
 		}
@@ -340,10 +351,10 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 	// What somebody else changed, and what was missed while the API was away, is put right.
 	c.patch(web, "status", `{"metadata":{"annotations":{"ambient.istio.io/redirection":null}}}`)
 	c.wantRedirection(web, "enabled")
-	c.APIServer.Stop()
+	c.Stop()
 	states.set(pending)
 	r.Kick()
-	c.APIServer.Start()
+	c.Start()
 	c.wantRedirection(web, "pending")
 	// Out of the mesh, it is no longer said to be in it.
 	states.set(state)
@@ -358,7 +369,7 @@ func TestReporterAnnotatesAndTells(t *testing.T) {
 
 func (c *cluster) wantRedirection(p *corev1.Pod, want string) {
 	c.Helper()
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		if got, err := c.redirection(p); err != nil || got != want {
 			return fmt.Errorf("redirection of %s is %q, %v, want %q", p.Name, got, err, want)
 		}
@@ -377,7 +388,7 @@ func (c *cluster) redirection(p *corev1.Pod) (string, error) {
 
 func (c *cluster) wantEvent(p *corev1.Pod, reason, text string) {
 	c.Helper()
-	testutil.Eventually(c, patience, func() error {
+	testutil.Eventually(c, c.wait, func() error {
 		list, err := c.client.CoreV1().Events(p.Namespace).List(c.Context(), metav1.ListOptions{})
 		if err != nil {
 			return err

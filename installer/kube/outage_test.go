@@ -104,7 +104,7 @@ func TestOutageKeepsWhatIsKnown(t *testing.T) {
 	}
 	c.Start()
 	c.deletePod("shop", web.Name)
-	testutil.Eventually(t, 2*patience, func() error { // client-go's own pauses between tries
+	testutil.Eventually(t, c.wait, func() error {
 		if all.MayImpersonate("n1", "spiffe://cluster.local/ns/shop/sa/web") == nil {
 			return errors.New("what changed since the outage is not known")
 		}

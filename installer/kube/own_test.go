@@ -73,7 +73,7 @@ func TestAgentLeavesWhenItsDaemonSetDoes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			testutil.Eventually(t, patience, func() error {
+			testutil.Eventually(t, c.wait, func() error {
 				if _, known, _ := n.spaces.GetStore().GetByKey(space); !own.seen.Load() || !known {
 					return fmt.Errorf("not seen yet")
 				}
@@ -82,7 +82,7 @@ func TestAgentLeavesWhenItsDaemonSetDoes(t *testing.T) {
 			tc.change(space)
 			if tc.away {
 				if tc.leaves {
-					testutil.Eventually(t, patience, func() error {
+					testutil.Eventually(t, c.wait, func() error {
 						if own.deleted() == "" {
 							return fmt.Errorf("the deletion is not seen yet")
 						}
@@ -118,7 +118,7 @@ func TestAgentThatStartsWithoutTheAPILeavesLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Start()
-	testutil.Eventually(t, patience, func() error {
+	testutil.Eventually(t, c.wait, func() error {
 		if !own.seen.Load() {
 			return fmt.Errorf("not seen yet")
 		}
