@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -88,6 +89,10 @@ func testForwarded(t *testing.T, mode, family string) {
 		t.Fatalf("probe: got %q, %v, want app", got.Name, err)
 	}
 	from := addrPortOf(probe.LocalAddr())
+	// By a reset: ends that say goodbye when the NAT below is there would be taken for the port's new connection.
+	if err := probe.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
 	if err := probe.Close(); err != nil {
 		t.Fatal(err)
 	}
